@@ -174,7 +174,8 @@ def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed
 
 def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     """Twin of :func:`dropout`, with another mask for the same seed; on CUDA without a seed it is F.dropout."""
-    if p == 0:
+    threshold = round(p * 65536)
+    if threshold == 0:
         return h
     if h.device.type != "cpu" and seed is None:
         return F.dropout(h, p)
@@ -184,11 +185,8 @@ def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     # than bernoulli_. The lower bound makes all 64 bits of a word random.
     words = torch.empty((h.numel() + 3) // 4, dtype=torch.int64, device=h.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: h.numel()].view(h.shape)
-    threshold = round(p * 65536)
-    if threshold == 65536:
-        return torch.zeros_like(h) * 0 + h.masked_fill(torch.ones_like(h, dtype=torch.bool), 0)
-    kept = bits >= threshold - 32768
-    return torch.where(kept, h * (65536 / (65536 - threshold)), 0.0)
+    kept = bits > threshold - 32769
+    return torch.where(kept, h * (65536 / max(65536 - threshold, 1)), 0.0)
 
 
 # ---- maximum over the source ----------------------------------------------------------------------------------------

@@ -48,9 +48,10 @@ class PlainMaskedConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Layer normalisation over C of x (B, C, T, S)."""
-    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def normalise(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """PyTorch's layer normalisation over C of x (B, C, T, S)."""
+    cells = F.layer_norm(x.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return cells.permute(0, 3, 1, 2)
 
 
 class PlainLayer(nn.Module):

@@ -70,7 +70,7 @@
 namespace attn2d {
 
 template <class T>
-const Kernels<T>& kernels(Level level) {
+const Kernels<T>& kernels([[maybe_unused]] Level level) {
 #ifdef ATTN2D_X86
   if (level == Level::avx512) return avx512::table(static_cast<const T*>(nullptr));
   if (level == Level::avx2) return avx2::table(static_cast<const T*>(nullptr));

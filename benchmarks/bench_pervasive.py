@@ -1,0 +1,230 @@
+"""Training step, memory and decoding of Pervasive Attention against its plain formulation, on the CPU.
+
+    python benchmarks/bench_pervasive.py [--sizes small iwslt] [--rounds 7]
+
+The plain formulation is ``attn2d.reference``: NCHW, full kernels masked in every pass, PyTorch's dropout. A training
+step is forward, cross-entropy, backward and Adam (with float32 master weights in bfloat16). The floor is the time of
+the step's matrix products alone, measured on the same shapes. All ratios are of medians taken in turn within this run.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from fairseq.data import Dictionary  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from attn2d.config import PervasiveConfig  # noqa: E402
+from attn2d.model import PervasiveModel  # noqa: E402
+from attn2d.reference import PlainPervasive  # noqa: E402
+from benchmarks.common import finish, in_new_process, machine, peak_growth_mb, ratio, time_in_turn  # noqa: E402
+
+
+@dataclass
+class Size:
+    """A model and a batch without padding."""
+
+    dim: int  # of each embedding
+    channels: int
+    layers: int
+    kernel: int
+    ffn: int
+    vocabulary: int
+    batch: int
+    source: int = 22
+    target: int = 24
+
+
+SIZES = {
+    "small": Size(dim=128, channels=256, layers=6, kernel=5, ffn=256, vocabulary=6000, batch=24),
+    "iwslt": Size(dim=256, channels=256, layers=14, kernel=11, ffn=1024, vocabulary=10000, batch=6),
+}
+
+
+def build(size: Size, checkpointing: bool = False) -> PervasiveModel:
+    """The model of a size, its weights from a fixed seed."""
+    torch.manual_seed(1)
+    dictionary = Dictionary()
+    for index in range(size.vocabulary - len(dictionary)):
+        dictionary.add_symbol(f"w{index}")
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    config = PervasiveConfig(
+        encoder_embed_dim=size.dim,
+        decoder_embed_dim=size.dim,
+        convnet_channels=size.channels,
+        convnet_layers=size.layers,
+        convnet_kernel_size=size.kernel,
+        convnet_checkpointing=checkpointing,
+        resnet_ffn_dim=size.ffn,
+        max_source_positions=256,
+        max_target_positions=256,
+    )
+    return PervasiveModel.build_model(config, task).train()
+
+
+def batch(size: Size) -> tuple[Tensor, Tensor]:
+    """Source (B, S) and target (B, T) token ids, no padding."""
+    generator = torch.Generator().manual_seed(2)
+    return tuple(
+        torch.randint(4, size.vocabulary, (size.batch, length), generator=generator)
+        for length in (size.source, size.target)
+    )  # type: ignore[return-value]
+
+
+def training_step(
+    model: nn.Module, logits: Callable[[Tensor, Tensor], Tensor], size: Size, dtype: torch.dtype
+) -> Callable[[], None]:
+    """A function that does one update of ``model``."""
+    source, target = batch(size)
+    model.to(dtype)
+    parameters = list(model.parameters())
+    masters = [p.detach().float().clone() if dtype != torch.float32 else p for p in parameters]
+    optimizer = torch.optim.Adam(masters, lr=1e-4, betas=(0.9, 0.98))
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        out = logits(source, target)
+        F.cross_entropy(out.reshape(-1, out.size(-1)).float(), target.reshape(-1)).backward()
+        if masters[0] is not parameters[0]:
+            for master, parameter in zip(masters, parameters, strict=True):
+                master.grad = parameter.grad.float()
+        optimizer.step()
+        if masters[0] is not parameters[0]:
+            with torch.no_grad():
+                for master, parameter in zip(masters, parameters, strict=True):
+                    parameter.copy_(master)
+
+    return step
+
+
+def our_step(size: Size, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Callable[[], None]:
+    """One update of the model."""
+    model = build(size, checkpointing)
+    return training_step(model, lambda source, target: model(source, None, target)[0], size, dtype)
+
+
+def plain_step(size: Size, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """One update of the plain formulation."""
+    plain = PlainPervasive(build(size)).train()
+    return training_step(plain, plain, size, dtype)
+
+
+def products(size: Size, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """All matrix products of one training step, forward, input gradient and weight gradient, and nothing else."""
+    cells, tokens, c = size.batch * size.target * size.source, size.batch * size.target, size.channels
+    shapes = [(cells, c, size.ffn), (cells, size.ffn, c)] * size.layers
+    shapes += [(cells, c, 2 * c), (tokens, c, size.dim), (tokens, size.dim, size.vocabulary)]
+    if c != 2 * size.dim:
+        shapes += [(size.batch * size.source, size.dim, c), (tokens, size.dim, c)]
+    operands = [
+        (torch.randn(n, i).to(dtype), torch.randn(o, i).to(dtype), torch.randn(n, o).to(dtype)) for n, i, o in shapes
+    ]
+
+    def run() -> None:
+        for x, weight, gradient in operands:
+            F.linear(x, weight)
+            gradient @ weight
+            gradient.t() @ x
+
+    return run
+
+
+def decoders(size: Size) -> dict[str, Callable[[], object]]:
+    """Greedy steps over ``target`` positions, the hypotheses reordered at every step as by a beam."""
+    model = build(size).eval()
+    plain = PlainPervasive(model).eval()
+    source, target = batch(size)
+    order = torch.randperm(size.batch, generator=torch.Generator().manual_seed(3))
+
+    @torch.no_grad()
+    def incremental() -> None:
+        encoded, state = model.encoder(source), {}
+        for length in range(1, size.target + 1):
+            model.decoder(target[:, :length], encoded, state)
+            model.decoder.reorder_incremental_state(state, order)
+
+    @torch.no_grad()
+    def recompute() -> None:
+        encoded = model.encoder(source)
+        for length in range(1, size.target + 1):
+            model.decoder(target[:, :length], encoded)[0][:, -1]
+
+    @torch.no_grad()
+    def plain_cached() -> None:
+        cache: list[Tensor | None] = [None] * size.layers
+        for length in range(1, size.target + 1):
+            plain(source, target[:, :length], cache)
+            cache[:] = [rows.index_select(0, order) for rows in cache]  # type: ignore[union-attr]
+
+    return {"incremental": incremental, "recompute": recompute, "plain cached": plain_cached}
+
+
+def peak_memory(name: str, variant: str) -> float:
+    """MB by which three training steps raise the peak memory of this process."""
+    size = SIZES[name]
+    step = plain_step(size) if variant == "plain" else our_step(size, checkpointing=variant == "checkpointing")
+    return peak_growth_mb(lambda: [step() for _ in range(3)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=sorted(SIZES), default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds after two of warm-up (default 7)")
+    parser.add_argument("--peak", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(peak_memory(*options.peak))
+        return
+
+    print(machine())
+    figures = {}
+    for name in options.sizes:
+        size = SIZES[name]
+        half = torch.bfloat16
+        steps = time_in_turn(
+            {
+                "plain": plain_step(size),
+                "ours": our_step(size),
+                "products": products(size),
+                "plain bf16": plain_step(size, half),
+                "ours bf16": our_step(size, half),
+                "products bf16": products(size, half),
+            },
+            rounds=options.rounds,
+        )
+        decoding = time_in_turn(decoders(size), rounds=max(3, options.rounds // 2), warmup=1)
+        memory = {variant: in_new_process(["--peak", name, variant]) for variant in ("plain", "ours", "checkpointing")}
+        print(f"\n{name}: {size}")
+        for label, timing in steps.items():
+            print(f"  training step, {label:<14} {timing}")
+        for label, timing in decoding.items():
+            print(f"  decoding, {label:<19} {timing}")
+        for label, megabytes in memory.items():
+            print(f"  peak memory of a step, {label:<13} {megabytes:7.0f} MB")
+        figures[name] = {
+            "train_ratio": ratio(steps["plain"], steps["ours"]),
+            "train_ratio_bf16": ratio(steps["plain"], steps["ours bf16"]),
+            "train_ratio_bf16_both": ratio(steps["plain bf16"], steps["ours bf16"]),
+            "floor_ratio": ratio(steps["ours"], steps["products"]),
+            "floor_ratio_bf16": ratio(steps["ours bf16"], steps["products bf16"]),
+            "memory_ratio": memory["ours"] / memory["plain"],
+            "memory_ratio_checkpointing": memory["checkpointing"] / memory["plain"],
+            "decode_vs_recompute": ratio(decoding["recompute"], decoding["incremental"]),
+            "decode_vs_cached_plain": ratio(decoding["plain cached"], decoding["incremental"]),
+        }
+        figures[name] = {key: round(value, 3) for key, value in figures[name].items()}
+        for key, value in figures[name].items():
+            print(f"  {key:<28} {value:.2f}")
+    finish(figures)
+
+
+if __name__ == "__main__":
+    main()

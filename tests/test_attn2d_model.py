@@ -1,0 +1,262 @@
+"""Invariants of the Pervasive Attention model: causality, padding, batches, incremental decoding, alignments."""
+
+import itertools
+
+import pytest
+import torch
+from attn2d_models import TOLERANCE, random_tokens, small_model
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+from attn2d.aggregators import AGGREGATORS
+from attn2d.convnet import CONVNETS, NORMS
+from attn2d.model import PervasiveModel
+from attn2d.reference import PlainPervasive
+
+DTYPES = (torch.float32, torch.float64)
+EVERY = [
+    dict(convnet=convnet, aggregator=aggregator, convnet_norm=norm)
+    for convnet, aggregator, norm in itertools.product(CONVNETS, AGGREGATORS, NORMS)
+]
+PAD = 1
+
+every_model = pytest.mark.parametrize("options", EVERY, ids=lambda options: "-".join(options.values()))
+both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "float64"))
+both_backends = pytest.mark.parametrize("backend", ("native", "torch"))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    """a equals b up to the dtype's tolerance."""
+    assert a.shape == b.shape
+    assert torch.isfinite(a).all()
+    assert (a - b).abs().max() <= TOLERANCE[a.dtype]
+
+
+@every_model
+@both_dtypes
+def test_logits_do_not_depend_on_the_batch(options: dict, dtype: torch.dtype) -> None:
+    model = small_model(dtype, **options)
+    source_lengths, target_lengths = [4, 9, 1, 6], [7, 3, 5, 1]
+    target = random_tokens(target_lengths, pad=PAD, left=False, seed=50)
+    for left in (True, False):
+        together, _ = model(random_tokens(source_lengths, pad=PAD, left=left), None, target)
+        for index in range(4):
+            source = random_tokens(source_lengths, pad=PAD, left=left)[index]
+            alone, _ = model(source[source != PAD][None], None, target[index : index + 1, : target_lengths[index]])
+            close(together[index, : target_lengths[index]], alone[0])
+
+
+@every_model
+def test_rows_do_not_see_later_rows(options: dict) -> None:
+    model = small_model(**options)
+    source = random_tokens([5, 8], pad=PAD, left=True)
+    target = random_tokens([7, 7], pad=PAD, left=False)
+    before, _ = model(source, None, target)
+    for row in range(1, 7):
+        changed = target.clone()
+        changed[:, row:] = torch.randint(4, 60, changed[:, row:].shape)
+        after, _ = model(source, None, changed)
+        assert torch.equal(before[:, :row], after[:, :row])
+        assert not torch.equal(before[:, row], after[:, row])
+
+
+@every_model
+@both_dtypes
+def test_left_padded_targets(options: dict, dtype: torch.dtype) -> None:
+    model = small_model(dtype, positions="none", **options)
+    source = random_tokens([5, 8], pad=PAD, left=True)
+    right, _ = model(source, None, random_tokens([3, 6], pad=PAD, left=False))
+    left, _ = model(source, None, random_tokens([3, 6], pad=PAD, left=True))
+    close(left[0, 3:], right[0, :3])
+    close(left[1], right[1])
+
+
+@every_model
+@both_dtypes
+def test_incremental_decoding_equals_full(options: dict, dtype: torch.dtype) -> None:
+    """With the beam reordered and shrunk at every step, as when sentences finish."""
+    model = small_model(dtype, convnet_dilation=2, **options)
+    source = random_tokens([6, 9, 2, 9, 4, 7], pad=PAD, left=True)
+    target = random_tokens([8] * 6, pad=PAD, left=False, seed=70)
+    encoded = model.encoder(source)
+    state: dict = {}
+    rows = torch.arange(6)  # which sentence each hypothesis belongs to
+    history = target[:, :1]
+    for step in range(8):
+        logits, _ = model.decoder(history, encoded, state)
+        assert logits.shape[1] == 1
+        full, _ = model(source[rows], None, history)
+        close(logits[:, 0], full[:, -1])
+        order = torch.randint(0, len(rows), (len(rows) - (step % 3 == 2),))  # repeats some, drops others
+        rows, history = rows[order], history[order]
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        model.decoder.reorder_incremental_state(state, order)
+        history = torch.cat((history, target[rows, step : step + 1]), dim=1)
+
+
+@every_model
+def test_alignments_are_shares_of_real_source_tokens(options: dict) -> None:
+    model = small_model(**options)
+    source = random_tokens([5, 8], pad=PAD, left=True)
+    _, extra = model(source, None, random_tokens([7, 7], pad=PAD, left=False))
+    (alignments,) = extra["attn"]
+    assert alignments.shape == (2, 7, 8)
+    assert torch.allclose(alignments.sum(dim=-1), torch.ones(2, 7, dtype=alignments.dtype))
+    assert (alignments[source.eq(PAD)[:, None].expand_as(alignments)] == 0).all()
+
+
+def test_max_alignments_count_the_winning_channels() -> None:
+    """Against a loop over the columns."""
+    model = small_model(aggregator="max")
+    x = torch.randn(2, 3, 6, 10, dtype=torch.float64)
+    _, shares = model.decoder.aggregator(x, None, True)
+    for batch, row, column in itertools.product(range(2), range(3), range(6)):
+        won = sum(int(x[batch, row, :, channel].argmax()) == column for channel in range(10))
+        assert shares[batch, row, column] == pytest.approx(won / 10)
+
+
+def translations(model: PervasiveModel, source: Tensor, dtype: torch.dtype) -> list[list[tuple[list[int], float]]]:
+    """Beam-5 translations of every sentence: tokens and score of all five hypotheses."""
+    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=5, max_len_a=1.0, max_len_b=6)
+    sample = {"net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)}}
+    found = generator.generate([model], sample)
+    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in found]
+
+
+@every_model
+@both_dtypes
+def test_beam_search_does_not_depend_on_the_batch(options: dict, dtype: torch.dtype) -> None:
+    model = small_model(dtype, **options)
+    lengths = [3, 10, 6, 1]
+    together = translations(model, random_tokens(lengths, pad=PAD, left=True), dtype)
+    for index, length in enumerate(lengths):
+        source = random_tokens(lengths, pad=PAD, left=False)[index : index + 1, :length]
+        # max_len follows the padded source length: give both the same room
+        padded = torch.cat((source, source.new_full((1, 10 - length), PAD)), dim=1)
+        alone = translations(model, padded, dtype)[0]
+        assert [tokens for tokens, _ in alone] == [tokens for tokens, _ in together[index]]
+        for (_, a), (_, b) in zip(alone, together[index], strict=True):
+            assert a == pytest.approx(b, abs=TOLERANCE[dtype])
+
+
+@both_backends
+@pytest.mark.parametrize("channels", (0, 20))
+def test_model_equals_the_plain_formulation(backend: str, channels: int) -> None:
+    """Values, and gradients of every parameter, where there is no padding."""
+    model = small_model(convnet_channels=channels, convnet_dilation=2, grid_backend=backend)
+    plain = PlainPervasive(model).eval()
+    source, target = random_tokens([9, 9], pad=PAD, left=True), random_tokens([7, 7], pad=PAD, left=False)
+    ours, theirs = model(source, None, target)[0], plain(source, target)
+    close(ours, theirs)
+    weights = torch.randn_like(ours)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    layer, twin = model.decoder.convnet.layers[0], plain.layers[0]
+    height = layer.conv.conv.weight.size(2)
+    close(layer.conv.conv.weight.grad, twin.conv.weight.grad[:, :, :height])
+    close(layer.expand.weight.grad, twin.expand.weight.grad)
+    close(model.decoder.embedder.tokens.weight.grad, plain.target.tokens.weight.grad)
+    close(model.encoder.embedder.tokens.weight.grad, plain.source.tokens.weight.grad)
+
+
+@pytest.mark.parametrize("options", [dict(convnet=convnet) for convnet in CONVNETS], ids=list(CONVNETS))
+def test_gradient_checkpointing_changes_nothing(options: dict) -> None:
+    """Same loss and gradients, dropout masks included."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model(convnet_checkpointing=checkpointing, convnet_dropout=0.3, **options).train()
+        torch.manual_seed(5)
+        source, target = random_tokens([4, 9], pad=PAD, left=True), random_tokens([7, 5], pad=PAD, left=False)
+        model(source, None, target)[0].logsumexp(-1).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@every_model
+def test_half_precision_stays_finite(options: dict, dtype: torch.dtype) -> None:
+    model = small_model(torch.float32, **options).to(dtype).train()
+    source, target = random_tokens([4, 9], pad=PAD, left=True), random_tokens([7, 5], pad=PAD, left=False)
+    logits, _ = model(source, None, target)
+    logits.float().logsumexp(-1).sum().backward()
+    assert torch.isfinite(logits).all()
+    for parameter in model.parameters():
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_batch_norm_ignores_padding() -> None:
+    """Training statistics are those of the real cells: padding more changes neither output nor running mean."""
+    outputs = []
+    for extra in (0, 5):
+        model = small_model(convnet="densenet", convnet_norm="batch", aggregator="max", convnet_dropout=0.0)
+        model.train()
+        for module in model.modules():
+            if hasattr(module, "dropout"):
+                module.dropout = 0.0
+        source = random_tokens([4, 9], pad=PAD, left=False)
+        source = torch.cat((source, source.new_full((2, extra), PAD)), dim=1)
+        logits, _ = model(source, None, random_tokens([6, 6], pad=PAD, left=False))
+        outputs.append((logits, model.decoder.convnet.layers[1].norm1.running_mean))
+    close(*(logits for logits, _ in outputs))
+    close(*(mean for _, mean in outputs))
+
+
+@pytest.mark.parametrize("positions", ("none", "sinusoidal", "learned"))
+def test_positions(positions: str) -> None:
+    """Only with positions does the order of a one-column-wide network's source matter."""
+    model = small_model(positions=positions, convnet_kernel_size=1, aggregator="max")
+    source, target = random_tokens([6], pad=PAD, left=False), random_tokens([4], pad=PAD, left=False)
+    logits, _ = model(source, None, target)
+    flipped, _ = model(source.flip(1), None, target)
+    assert torch.allclose(logits, flipped) == (positions == "none")
+
+
+@pytest.mark.parametrize("ties", ("none", "decoder", "all"))
+def test_ties(ties: str) -> None:
+    model = small_model(tie_embeddings=ties, decoder_embed_dim=16)
+    output, target, source = (
+        model.decoder.output.weight,
+        model.decoder.embedder.tokens.weight,
+        model.encoder.embedder.tokens.weight,
+    )
+    assert (output is target) == (ties != "none")
+    assert (source is target) == (ties == "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(convnet_kernel_size=4), "--convnet-kernel-size must be odd, given 4"),
+        (dict(convnet_layers=0), "--convnet-layers must be at least 1, given 0"),
+        (dict(convnet_dilation=0), "--convnet-dilation must be at least 1, given 0"),
+        (dict(convnet_channels=-1), "--convnet-channels must be at least 0"),
+        (dict(convnet_dropout=1.0), "--convnet-dropout must be at least 0 and less than 1, given 1.0"),
+        (dict(embedding_dropout=-0.1), "--embedding-dropout must be at least 0 and less than 1"),
+        (dict(convnet_groups=3), "--convnet-groups must be a divisor of the convolution's channels"),
+        (dict(encoder_embed_dim=15), "--encoder-embed-dim must be even for --positions sinusoidal"),
+        (dict(tie_embeddings="all"), "--encoder-embed-dim must be equal to --decoder-embed-dim"),
+        (dict(encoder_embed_path="/nowhere/vectors"), "cannot read the embeddings /nowhere/vectors"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")):
+        small_model(**options)
+
+
+def test_pretrained_embeddings(tmp_path) -> None:
+    path = tmp_path / "vectors.txt"
+    vectors = {"w3": [0.5] * 16, "w7": [-1.0] * 16, "elsewhere": [9.0] * 16}
+    lines = [f"{token} {' '.join(map(str, values))}" for token, values in vectors.items()]
+    path.write_text("3 16\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    model = small_model(encoder_embed_path=str(path))
+    weight = model.encoder.embedder.tokens.weight
+    words = model.encoder.dictionary
+    assert (weight[words.index("w3")] == 0.5).all() and (weight[words.index("w7")] == -1.0).all()
+    assert (weight[words.unk()] != 9.0).all()
+    path.write_text("w3 1 2 3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vectors.txt:1: 3 values, but the embedding dimension is 16"):
+        small_model(encoder_embed_path=str(path))
+    path.write_text("elsewhere " + "1 " * 16 + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no token of the dictionary"):
+        small_model(encoder_embed_path=str(path))
