@@ -14,10 +14,8 @@ from fairseq.models import (
     FairseqEncoderDecoderModel,
     FairseqIncrementalDecoder,
     register_model,
-    register_model_architecture,
 )
 from fairseq.modules import PositionalEmbedding
-from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 
 from attn2d import ops
@@ -220,16 +218,18 @@ class PervasiveModel(FairseqEncoderDecoderModel):
 
 
 def register_architecture(name: str, changes: dict[str, Any]) -> None:
-    """Make a named set of defaults known to ``--arch`` and to Hydra's ``model=``."""
+    """Make a named set of defaults known to ``--arch`` and to Hydra's ``model._name``.
 
-    @register_model_architecture("pervasive", name)
-    def set_defaults(args: Any) -> None:
-        for key, value in changes.items():
-            setattr(args, key, getattr(args, key, value))
-
-    node: Any = dataclasses.replace(PervasiveConfig(), **changes)
-    node._name = name
-    ConfigStore.instance().store(name=name, group="model", node=node, provider="attn2d")
+    It is a model of its own to fairseq, for Hydra overlooks ``register_model_architecture``.
+    """
+    fields = [
+        (option.name, option.type, dataclasses.field(default=changes[option.name], metadata=option.metadata))
+        for option in dataclasses.fields(PervasiveConfig)
+        if option.name in changes
+    ]
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    config = dataclasses.make_dataclass(class_name + "Config", fields, bases=(PervasiveConfig,))
+    register_model(name, dataclass=config)(type(class_name, (PervasiveModel,), {"__doc__": f"``--arch {name}``."}))
 
 
 for architecture, changes in ARCHITECTURES.items():

@@ -1,14 +1,15 @@
 """Operators on the grid that PyTorch's CPU kernels are slow at, each with a plain PyTorch twin.
 
-Axes: B batch, T target rows, R input rows, S source columns, C channels (innermost); kernels have h rows and k
-columns. On the CPU the native kernels (``csrc/``, threaded and vectorised) do the work in float32, float64 and
-bfloat16 (accumulating in float32); the twins (``torch_...``) are the definition, and run on other devices, in other
-dtypes and where the extension is not built. :func:`use` chooses.
+Axes: B batch, T target rows, R input rows, S source columns, C channels (innermost); kernels have h rows and
+k columns. On the CPU the native kernels (``csrc/``, threaded and vectorised) do the work in float32, float64
+and bfloat16 (accumulating in float32); the twins (``torch_...``) are the definition, and run on other devices,
+in other dtypes and where the extension is not built. :func:`use` chooses.
 
 Native results do not depend on the number of threads, bit for bit.
 """
 
 import logging
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,27 @@ MISSING = (
     "(pip install -e . in the checkout), or choose the backend 'torch'"
 )
 
-_libraries = sorted(Path(__file__).parent.glob("_C*.so"))
-if _libraries:
-    torch.ops.load_library(str(_libraries[0]))
-_built = bool(_libraries)
+
+def _load() -> bool:
+    """Load the extension that lies beside this file, if any, and say whether there was one."""
+    for suffix in EXTENSION_SUFFIXES:
+        library = Path(__file__).with_name("_C" + suffix)
+        if library.exists():
+            try:
+                torch.ops.load_library(str(library))
+            except OSError as error:
+                raise ImportError(
+                    f"{library} does not fit PyTorch {torch.__version__} ({error}): build it again "
+                    "(pip install -e . in the checkout) or delete it to do without native operators"
+                ) from error
+            return True
+    return False
+
+
+_built = _load()
 _native = torch.ops.attn2d
 _backend = "auto"
+_chosen: list[str] = []  # what use() has logged
 
 
 def backends() -> dict[str, bool]:
@@ -41,8 +57,8 @@ def backends() -> dict[str, bool]:
 def use(backend: str) -> None:
     """Choose the implementation for the whole process.
 
-    ``native``: the C++ operators, an error for tensors they do not take. ``torch``: the twins. ``auto`` (where nothing
-    was chosen): native operators where they are built and take the tensors, else the twins.
+    ``native``: the C++ operators, an error for tensors they do not take. ``torch``: the twins. ``auto`` (where
+    nothing was chosen): native operators where they are built and take the tensors, else the twins.
 
     Raises:
         ValueError: no such backend.
@@ -54,13 +70,10 @@ def use(backend: str) -> None:
     if backend == "native" and not _built:
         raise RuntimeError(MISSING)
     if backend != _backend or not _chosen:
-        chosen = {"auto": "native on the CPU" if _built else "torch (native is not built)"}.get(backend, backend)
-        logger.info("grid operators: %s", chosen)
+        automatic = "native on the CPU" if _built else "torch (native ones are not built)"
+        logger.info("grid operators: %s", automatic if backend == "auto" else backend)
         _chosen.append(backend)
     _backend = backend
-
-
-_chosen: list[str] = []  # what use() has logged
 
 
 def _takes(*tensors: Tensor) -> bool:
@@ -85,14 +98,14 @@ def _promoted(*tensors: Tensor) -> list[Tensor]:
     return [x.to(dtype) for x in tensors]
 
 
-# ---- depthwise convolution ------------------------------------------------------------------------------------------
+# ---- depthwise convolution ---------------------------------------------------------------------------------
 
 
 def causal_depthwise_conv(x: Tensor, weight: Tensor, *, dilation: int = 1, top: int = 0) -> Tensor:
     """Depthwise convolution that is "valid" along the rows and "same" along the columns.
 
-    Output row t uses rows t, t + dilation, ..., t + (h - 1)·dilation of x with ``top`` rows of zeros above it; with
-    top = (h - 1)·dilation the convolution is causal and keeps the number of rows.
+    Output row t uses rows t, t + dilation, ..., t + (h - 1)·dilation of x with ``top`` rows of zeros above it;
+    with top = (h - 1)·dilation the convolution is causal and keeps the number of rows.
 
     Args:
         x: (B, R, S, C).
@@ -126,7 +139,7 @@ def torch_causal_depthwise_conv(x: Tensor, weight: Tensor, *, dilation: int = 1,
     return F.conv2d(image, weight, padding=padding, dilation=dilation, groups=channels).permute(0, 2, 3, 1)
 
 
-# ---- dropout --------------------------------------------------------------------------------------------------------
+# ---- dropout -----------------------------------------------------------------------------------------------
 
 
 def draw_seed() -> Tensor:
@@ -143,8 +156,9 @@ def _check_p(p: float) -> None:
 def dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     """h with each element dropped with probability p and the others scaled up so that the mean stays.
 
-    The native mask is Philox-4x32-10 (16 bits an element) of ``seed`` and the element's index, drawn again in the
-    backward instead of being kept. p is rounded to a multiple of 2^-16, the scale is 1 / (1 - the rounded p).
+    The native mask is Philox-4x32-10 (16 bits an element; Salmon et al., SC 2011) of ``seed`` and the element's
+    index, drawn again in the backward instead of being kept. p is rounded to a multiple of 2^-16, and what is
+    kept is scaled by 1 / (1 - the rounded p).
 
     Args:
         h: any shape.
@@ -159,7 +173,9 @@ def dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     return torch_dropout(h, p=p, seed=seed)
 
 
-def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed: Tensor | None = None) -> Tensor:
+def dropout_residual(
+    x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed: Tensor | None = None
+) -> Tensor:
     """(x + dropout(h)) · scale in one pass; x and h of one shape, see :func:`dropout`."""
     _check_p(p)
     if x.shape != h.shape:
@@ -173,7 +189,7 @@ def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed
 
 
 def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
-    """Twin of :func:`dropout`, with another mask for the same seed; on CUDA without a seed it is F.dropout."""
+    """Twin of :func:`dropout`, with other masks; on CUDA without a seed it is F.dropout."""
     threshold = round(p * 65536)
     if threshold == 0:
         return h
@@ -181,15 +197,15 @@ def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
         return F.dropout(h, p)
     seed = draw_seed() if seed is None else seed
     generator = torch.Generator(device=h.device).manual_seed(int(seed))
-    # 16 random bits an element, as in the native kernel, four from each 64-bit word: several times faster on the CPU
-    # than bernoulli_. The lower bound makes all 64 bits of a word random.
+    # 16 random bits an element, as in the native kernel, four from each 64-bit word: several times faster on the
+    # CPU than bernoulli_. The lower bound makes all 64 bits of a word random.
     words = torch.empty((h.numel() + 3) // 4, dtype=torch.int64, device=h.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: h.numel()].view(h.shape)
     kept = bits > threshold - 32769
     return torch.where(kept, h * (65536 / max(65536 - threshold, 1)), 0.0)
 
 
-# ---- maximum over the source ----------------------------------------------------------------------------------------
+# ---- maximum over the source -------------------------------------------------------------------------------
 
 
 def max_over_source(x: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -200,8 +216,8 @@ def max_over_source(x: Tensor, padding: Tensor | None = None) -> tuple[Tensor, T
         padding: (B, S) bool, True at padded columns; None if there are none.
 
     Returns:
-        values (B, T, C) and indices (B, T, C) int64: the lowest index of the maximum. A sentence without a real
-        column gives zeros and index 0, and has no gradient.
+        values (B, T, C) and indices (B, T, C) int64: the lowest index of the maximum. A sentence without a
+        real column gives zeros and index 0, and has no gradient.
     """
     if _takes(x):
         return _native.max_over_source(x, _padding(x, padding), False)
@@ -239,7 +255,7 @@ def torch_gated_max(x: Tensor, padding: Tensor | None = None) -> tuple[Tensor, T
     return torch_max_over_source(F.glu(x, dim=-1), padding)
 
 
-# ---- layer norm -----------------------------------------------------------------------------------------------------
+# ---- layer norm --------------------------------------------------------------------------------------------
 
 
 def layer_norm_masked(
@@ -272,7 +288,7 @@ def torch_layer_norm_masked(
     return y.masked_fill(padding.unsqueeze(-1), 0)
 
 
-# ---- gradients and shapes of the native operators -------------------------------------------------------------------
+# ---- gradients and shapes of the native operators ----------------------------------------------------------
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -299,7 +315,9 @@ def _conv_input_grad_fake(grad: Tensor, weight: Tensor, dilation: int, top: int)
     return grad.new_empty(grad.size(0), grad.size(1) + (weight.size(2) - 1) * dilation - top, *grad.shape[2:])
 
 
-def _conv_weight_grad_fake(x: Tensor, grad: Tensor, height: int, width: int, dilation: int, top: int) -> Tensor:
+def _conv_weight_grad_fake(
+    x: Tensor, grad: Tensor, height: int, width: int, dilation: int, top: int
+) -> Tensor:
     return x.new_empty(x.size(3), 1, height, width)
 
 

@@ -1,0 +1,35 @@
+"""Batches capped by grid cells."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attn2d.task import split_by_cells
+
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=60)
+
+
+@given(sizes=lengths, cap=st.integers(1, 5000), batch=st.integers(1, 60))
+def test_batches_stay_under_the_cap(sizes: list[tuple[int, int]], cap: int, batch: int) -> None:
+    """No sentence is lost or reordered, none but a single one exceeds the cap, and no two neighbours of one batch
+    could have stayed together."""
+    source, target = (np.array(column) for column in zip(*sizes, strict=True))
+    order = np.arange(len(sizes))
+    given_batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    batches, oversized = split_by_cells(given_batches, source, target, cap)
+
+    def cells(indices: np.ndarray) -> int:
+        return len(indices) * source[indices].max() * target[indices].max()
+
+    assert np.concatenate(batches).tolist() == order.tolist()
+    assert all(cells(indices) <= cap or len(indices) == 1 for indices in batches)
+    assert oversized == sum(s * t > cap for s, t in sizes)
+    for before, after in zip(batches, batches[1:], strict=False):
+        if after[0] % batch:  # split within one of the given batches
+            assert cells(np.append(before, after[0])) > cap
+
+
+def test_without_need_nothing_is_split() -> None:
+    batches, oversized = split_by_cells([np.arange(5)], np.full(5, 3), np.full(5, 4), 60)
+    assert [indices.tolist() for indices in batches] == [[0, 1, 2, 3, 4]]
+    assert oversized == 0
