@@ -2,8 +2,8 @@
 
 Axes: B batch, T target rows, R input rows, S source columns, C channels (innermost); kernels have h rows and
 k columns. On the CPU the native kernels (``csrc/``, threaded and vectorised) do the work in float32, float64
-and bfloat16 (accumulating in float32); the twins (``torch_...``) are the definition, and run on other devices,
-in other dtypes and where the extension is not built. :func:`use` chooses.
+and bfloat16 (accumulating in float32); the twins (``torch_...``) are the definition, and run on other
+devices, in other dtypes and where the extension is not built. :func:`use` chooses.
 
 Native results do not depend on the number of threads, bit for bit.
 """
@@ -57,8 +57,8 @@ def backends() -> dict[str, bool]:
 def use(backend: str) -> None:
     """Choose the implementation for the whole process.
 
-    ``native``: the C++ operators, an error for tensors they do not take. ``torch``: the twins. ``auto`` (where
-    nothing was chosen): native operators where they are built and take the tensors, else the twins.
+    ``native``: the C++ operators, an error for tensors they do not take. ``torch``: the twins. ``auto``
+    (where nothing was chosen): native operators where they are built and take the tensors, else the twins.
 
     Raises:
         ValueError: no such backend.
@@ -104,7 +104,7 @@ def _promoted(*tensors: Tensor) -> list[Tensor]:
 def causal_depthwise_conv(x: Tensor, weight: Tensor, *, dilation: int = 1, top: int = 0) -> Tensor:
     """Depthwise convolution that is "valid" along the rows and "same" along the columns.
 
-    Output row t uses rows t, t + dilation, ..., t + (h - 1)·dilation of x with ``top`` rows of zeros above it;
+    Output row t uses rows t, t + dilation, ..., t + (h - 1)·dilation of x with ``top`` rows of zeros above;
     with top = (h - 1)·dilation the convolution is causal and keeps the number of rows.
 
     Args:
@@ -156,9 +156,9 @@ def _check_p(p: float) -> None:
 def dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     """h with each element dropped with probability p and the others scaled up so that the mean stays.
 
-    The native mask is Philox-4x32-10 (16 bits an element; Salmon et al., SC 2011) of ``seed`` and the element's
-    index, drawn again in the backward instead of being kept. p is rounded to a multiple of 2^-16, and what is
-    kept is scaled by 1 / (1 - the rounded p).
+    The native mask is Philox-4x32-10 (Salmon et al., SC 2011; 16 bits an element) of ``seed`` and the
+    element's index, drawn again in the backward instead of being kept. p is rounded to a multiple of 2^-16,
+    and what is kept is scaled by 1 / (1 - the rounded p).
 
     Args:
         h: any shape.
@@ -197,8 +197,8 @@ def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
         return F.dropout(h, p)
     seed = draw_seed() if seed is None else seed
     generator = torch.Generator(device=h.device).manual_seed(int(seed))
-    # 16 random bits an element, as in the native kernel, four from each 64-bit word: several times faster on the
-    # CPU than bernoulli_. The lower bound makes all 64 bits of a word random.
+    # 16 random bits an element, as in the native kernel, four from each 64-bit word: several times faster on
+    # the CPU than bernoulli_. The lower bound makes all 64 bits of a word random.
     words = torch.empty((h.numel() + 3) // 4, dtype=torch.int64, device=h.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: h.numel()].view(h.shape)
     kept = bits > threshold - 32769

@@ -1,0 +1,23 @@
+"""What the plugins share about fairseq: safe loading, launching, saving, clear errors."""
+
+_installed = False
+
+
+def install() -> None:
+    """Apply the mends to fairseq that the modules `batching`, `checkpoints`, `resuming`, `launch`, `randomness` and `errors`
+    name.
+
+    Every plugin calls it when it is imported; calling it again changes nothing.
+    """
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    from fairseq_host import batching, checkpoints, errors, launch, randomness, resuming
+
+    batching.install()
+    checkpoints.install()
+    resuming.install()
+    launch.install()
+    randomness.install()
+    errors.install()

@@ -1,0 +1,156 @@
+"""Errors for users: one line that names the cause and the remedy."""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or option, and the remedy."""
+
+
+def main(function: Callable[[], int | None]) -> None:
+    """Run a command line's `function` and exit: 0 or what it returns, 1 on a `UserError`, 130 on Ctrl-C.
+
+    Errors of fairseq and torch that `explain` knows count as `UserError`; others keep their traceback.
+    """
+    try:
+        status = function()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        status = 1
+    sys.exit(status or 0)
+
+
+def install() -> None:
+    """Let errors that `explain` knows end a Python process with one line instead of a traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        known = explain(error)
+        if known is None:
+            previous(kind, error, trace)
+        else:
+            print(f"error: {known}", file=sys.stderr)
+
+    sys.excepthook = hook
+
+
+# Errors of the host by their messages, and what to say instead; groups of the pattern fill the text.
+KNOWN: tuple[tuple[str, str], ...] = (
+    (
+        r"cannot mmap an empty file|Index file doesn't match expected format",
+        "a file of the binarised data is empty or damaged; prepare the data again",
+    ),
+    (
+        r"offset must be non-negative and no greater than buffer length",
+        "a .bin file of the binarised data is truncated; prepare the data again",
+    ),
+    (
+        r"Dataset not found: (\S+) \((.*)\)",
+        "{2} has no split {1} for these languages; prepare the data again, or check --source-lang and --target-lang",
+    ),
+    (
+        r"No such file or directory: '(.*dict\.\w+\.txt)'",
+        "dictionary {1} is missing; prepare the data again, or check --source-lang and --target-lang",
+    ),
+    (r"No such file or directory: '(.+)'", "{1} does not exist; check the path"),
+    (
+        r"Incorrect dictionary format",
+        "a dictionary (dict.*.txt) is truncated or damaged; prepare the data again",
+    ),
+    (
+        r"Sentences lengths should not exceed max_tokens=(\d+)",
+        "--max-tokens {1} is less than the longest sentence; raise it",
+    ),
+    (
+        r"Must specify batch size either with --max-tokens or --batch-size",
+        "no batch size: give --max-tokens or --batch-size",
+    ),
+    (
+        r"Could not infer language pair",
+        "no binarised text in the data folder; give the folder that fairseq-preprocess wrote",
+    ),
+    (r"Model file not found: (.+)", "checkpoint {1} does not exist; check --path, or train first"),
+    (
+        r"Cannot load model parameters from checkpoint (.+?); please",
+        "checkpoint {1} does not fit the model: give the options that it was trained with, or another --save-dir",
+    ),
+    (
+        r"Criterion does not match; please reset the optimizer|Optimizer does not match; please reset the optimizer",
+        "the checkpoint was trained with another --criterion or optimizer; give the same, or --reset-optimizer",
+    ),
+    (
+        r"gradients are Nan/Inf",
+        "the training diverged (gradients are not finite); lower --lr, or set --clip-norm 1 and a longer warm-up",
+    ),
+    (
+        r"Minimum loss scale reached",
+        "the training diverged under --fp16; lower --lr, set --clip-norm 1, or use --bf16",
+    ),
+    (
+        r"out of memory|can't allocate memory",
+        "out of memory; lower --max-tokens or --batch-size (and raise --update-freq to keep the batch's size)",
+    ),
+    (
+        r"(?i)connection (?:closed|reset) by|broken pipe|gloo.*timed? ?out|NCCL.*(?:timeout|aborted|remote process)",
+        "another process of this training ended or cannot be reached (its own message may say why); "
+        "start the same command again, which resumes",
+    ),
+    (r"No space left on device", "no space left on device; free some and start the same command again"),
+)
+
+
+def explain(error: BaseException) -> UserError | None:
+    """Return what to tell the user about a known error of fairseq or torch, None about an unknown one."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError):
+            return cause
+    for cause in _chain(error):
+        frames = [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
+        if isinstance(cause, KeyError) and cause.args == ("_name",):
+            return UserError("the checkpoint is a plugin's, which is not loaded; give its --user-dir")
+        if (isinstance(cause, IndexError) and "batch_by_size" in frames) or "The dataset is empty" in str(cause):
+            return UserError(
+                f"every sentence of {_split(cause)} is filtered out: longer than --max-source-positions or "
+                "--max-target-positions; raise them, or prepare shorter sentences"
+            )
+        if isinstance(cause, IndexError) and "embedding" in frames and str(cause) == "index out of range in self":
+            return UserError(
+                "the data uses numbers that the dictionary does not have: it is truncated, or another corpus's; "
+                "prepare the data again"
+            )
+        if "Torch not compiled with CUDA enabled" in str(cause) and "train_step" in frames:
+            return UserError("--fp16 overflowed, which fairseq cannot handle on the CPU; use --bf16 there")
+        for pattern, text in KNOWN:
+            found = re.search(pattern, str(cause))
+            if found is not None:
+                return UserError(text.format(found[0], *found.groups()))
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from, nearest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _split(error: BaseException) -> str:
+    """Name the split whose batches were being made when `error` was raised."""
+    trace = error.__traceback__
+    while trace is not None:
+        local = trace.tb_frame.f_locals
+        for name, dataset in getattr(local.get("self"), "datasets", {}).items():
+            if dataset is local.get("dataset"):
+                return f"split {name}"
+        trace = trace.tb_next
+    return "a split"

@@ -1,0 +1,126 @@
+"""What a training needs to run as it was asked to: several processes under torchrun, bf16 on the CPU.
+
+fairseq's faults that are mended here, in the configuration that its command lines hand to `call_main`:
+
+- torchrun on a machine without GPUs silently runs N separate trainings that write the same files;
+- resuming on several processes fails: fairseq sends the checkpoint around as objects that torch refuses to load;
+- `--bf16` asks for torch_xla, on CPU and GPU alike; `--fp16` on the CPU asks CUDA for its device;
+- `--amp` does nothing on the CPU;
+- faults of the data show late and without their cause (see `fairseq_host.data`).
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fairseq_host import data
+from fairseq_host.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Where the function comes from that fairseq-train, fairseq-hydra-train and our own launcher hand to `call_main`.
+TRAINING = ("fairseq_cli.train", "fairseq_host.train", "__main__")
+
+TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+
+
+def install() -> None:
+    """Let fairseq's `call_main` see a mended configuration."""
+    from fairseq.distributed import utils as distributed_utils
+
+    distributed_utils.call_main = _call_main(distributed_utils.call_main)
+
+
+def _call_main(call_main: Callable[..., None]) -> Callable[..., None]:
+    def call_main_prepared(cfg: Any, main: Callable[..., None], **arguments: Any) -> None:
+        prepare(cfg)
+        if main.__module__ in TRAINING:
+            data.check(cfg)
+        call_main(cfg, main, **arguments)
+
+    return call_main_prepared
+
+
+def prepare(cfg: Any) -> None:
+    """Mend the configuration `cfg` (of any of fairseq's command lines) in place.
+
+    Raises UserError where what was asked for cannot be had.
+    """
+    on_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    _prepare_precision(cfg, on_gpu)
+    _prepare_processes(cfg, on_gpu)
+
+
+def _prepare_precision(cfg: Any, on_gpu: bool) -> None:
+    if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
+        # fairseq takes bf16 to mean a TPU. Each section has its own copy of the flag.
+        for section in [cfg, *(cfg[name] for name in cfg)]:
+            if hasattr(section, "get") and section.get("tpu") is not None:
+                section.tpu = False
+            elif getattr(section, "tpu", False):  # the argparse.Namespace of a class without dataclass
+                section.tpu = False
+    if on_gpu:
+        return
+    if cfg.common.amp:
+        raise UserError("--amp has no effect on the CPU; use --bf16 there, or leave it out")
+    if cfg.common.fp16:
+        cfg.common.fp16_no_flatten_grads = True  # flattening asks CUDA for its device
+
+
+def _prepare_processes(cfg: Any, on_gpu: bool) -> None:
+    options = cfg.distributed_training
+    if options.distributed_init_method is not None or cfg.common.tpu:
+        return  # set up by the user
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        if not on_gpu and options.distributed_world_size > 1:
+            raise UserError(
+                f"--distributed-world-size {options.distributed_world_size} on the CPU: start the processes with "
+                f"torchrun --nproc-per-node {options.distributed_world_size} -m fairseq_host.train instead"
+            )
+        return
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={world_size} is set but {', '.join(missing)} not: each process would train on its own; "
+            "start with torchrun, or unset WORLD_SIZE"
+        )
+    if options.distributed_world_size not in (1, torch.cuda.device_count(), world_size):
+        raise UserError(
+            f"--distributed-world-size {options.distributed_world_size} under torchrun with {world_size} processes: "
+            "leave the option out"
+        )
+    if options.pipeline_model_parallel:
+        raise UserError("--pipeline-model-parallel does not work under torchrun; leave it out, or use fairseq-train")
+    options.distributed_init_method = "env://"
+    options.distributed_no_spawn = True
+    options.distributed_world_size = world_size
+    options.distributed_rank = int(os.environ["RANK"])
+    # Each process reads the checkpoint itself; the folder is shared anyway, since each looks for it there.
+    cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+    if on_gpu:
+        local_rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= devices:
+            raise UserError(
+                f"torchrun starts more processes than this machine has GPUs ({devices}); "
+                f"use --nproc-per-node {devices}, or --cpu"
+            )
+        options.device_id = local_rank
+    else:
+        if options.ddp_backend not in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d"):
+            raise UserError(
+                f"--ddp-backend {options.ddp_backend} does not work on the CPU; leave it out (legacy_ddp is used)"
+            )
+        options.distributed_backend = "gloo"
+        options.ddp_backend = "legacy_ddp"  # pytorch_ddp demands a device
+    logger.info(
+        "process %d of %d (%s, %s)",
+        options.distributed_rank,
+        world_size,
+        options.distributed_backend,
+        options.ddp_backend,
+    )

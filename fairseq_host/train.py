@@ -1,0 +1,57 @@
+"""fairseq-train's drop-in: `python -m fairseq_host.train DATA OPTIONS`, or `torchrun ... -m fairseq_host.train ...`.
+
+It takes fairseq-train's options and differs in this: interrupted trainings resume exactly
+(--update-epoch-batch-itr True is the default), several processes work under torchrun on CPUs too, --bf16 works
+without XLA, checkpoints survive a full disk, logs are quiet, and errors are one line that names cause and remedy.
+"""
+
+import argparse
+from typing import Any
+
+import fairseq_host
+from fairseq_host import errors, logs
+
+
+def main() -> None:
+    """Parse the command line and train, as fairseq_cli.train.cli_main does."""
+    logs.quiet()
+    from fairseq_cli import train  # noqa: F401  (the first import of fairseq: it sets up the logging)
+
+    logs.quiet()
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.distributed import utils as distributed_utils
+
+    fairseq_host.install()
+    parser = options.get_training_parser()
+    arguments = options.parse_args_and_arch(parser, modify_parser=_set_defaults)
+    cfg = convert_namespace_to_omegaconf(arguments)
+    distributed_utils.call_main(cfg, run)
+    _leave_process_group()
+
+
+def run(cfg: Any) -> None:
+    """Train in this process. fairseq may start it in a process of its own for each GPU."""
+    fairseq_host.install()
+    from fairseq_cli import train
+
+    logs.quiet()
+    train.main(cfg)
+
+
+def _set_defaults(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(update_epoch_batch_itr=True)
+
+
+def _leave_process_group() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Under this name, so that the processes that fairseq starts find `run`.
+    from fairseq_host.train import main as entry
+
+    errors.main(entry)

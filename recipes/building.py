@@ -1,0 +1,167 @@
+"""Build a corpus folder from cleaned text: text, sub-word models, pieces, binary files, corpus.json."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from fairseq_host.errors import UserError
+from recipes.placing import digests
+from recipes.reporting import INTERVAL, progress, say
+
+Splits = dict[str, list[tuple[str, str]]]  # "train", "valid", "test", "test1", ...: (source, target) lines
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """All that a corpus is made of."""
+
+    name: str
+    settings: dict[str, Any]  # as in a corpus file
+    pairs: Splits
+    counts: dict[str, dict[str, Any]]  # split -> {"read", "kept", "dropped": {reason: n}}
+    tests: dict[str, str]  # test split -> what it is called
+    leaks: dict[str, int]  # split -> how many of its source sentences occur in the training text
+    fingerprint: str
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        return self.settings["source"], self.settings["target"]
+
+
+def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
+    """Write everything into the empty `folder`. Child processes hold `lock` open."""
+    source, target = corpus.languages
+    text = {
+        split: {source: [line for line, _ in pairs], target: [line for _, line in pairs]}
+        for split, pairs in corpus.pairs.items()
+    }
+    for split, sides in text.items():
+        for language, lines in sides.items():
+            _write_lines(folder / "text" / f"{split}.{language}", lines)
+    models = _split_into_pieces(folder, text, corpus)
+    _binarise(folder, corpus, lock)
+    settings = corpus.settings["subwords"]
+    description = {
+        "name": corpus.name,
+        "source": source,
+        "target": target,
+        "subwords": {
+            "kind": "sentencepiece",
+            "model": settings["model"],
+            "joint": settings["joint"],
+            "vocab_size": settings["vocab_size"],
+            "models": models,
+        },
+        "splits": corpus.counts,
+        "tests": corpus.tests,
+        "leaks": corpus.leaks,
+        "fingerprint": corpus.fingerprint,
+        "versions": {package: version(package) for package in ("sentencepiece", "ve-fairseq")},
+        "files": digests(folder),
+    }
+    content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    (folder / "corpus.json").write_text(content, encoding="utf-8")
+
+
+def _split_into_pieces(
+    folder: Path, text: dict[str, dict[str, list[str]]], corpus: Ingredients
+) -> dict[str, str]:
+    """Learn the sub-words and write pieces/; returns the model file of each language."""
+    from recipes import subwords  # sentencepiece is loaded only when the inputs have been found good
+
+    settings = corpus.settings["subwords"]
+    kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
+    say(f"learning {settings['vocab_size']:,} sub-words ({kind})")
+    models = {}
+    for languages in (
+        [corpus.languages] if settings["joint"] else [(language,) for language in corpus.languages]
+    ):
+        model = subwords.train(
+            (line for language in languages for line in text["train"][language]),
+            vocab_size=settings["vocab_size"],
+            model=settings["model"],
+            character_coverage=settings["character_coverage"],
+            split_digits=settings["split_digits"],
+        )
+        stem = "sentencepiece" if settings["joint"] else f"sentencepiece.{languages[0]}"
+        (folder / f"{stem}.model").write_bytes(model)
+        encoder = subwords.Encoder(model)
+        (folder / f"{stem}.vocab").write_text(encoder.vocabulary(), encoding="utf-8")
+        for language in languages:
+            models[language] = f"{stem}.model"
+            for split, sides in text.items():
+                pieces = progress(
+                    encoder(sides[language]), f"pieces of {split}.{language}", len(sides[language])
+                )
+                _write_lines(folder / "pieces" / f"{split}.{language}", pieces)
+    return models
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
+    """fairseq-preprocess from folder/pieces to folder/bin; its words go to folder/preprocess.log."""
+    source, target = corpus.languages
+    tests = ",".join(f"pieces/{test}" for test in corpus.tests)
+    command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--workers", _workers(corpus),
+               "--source-lang", source, "--target-lang", target, "--destdir", "bin",
+               "--trainpref", "pieces/train", "--validpref", "pieces/valid", "--testpref", tests]  # fmt: skip
+    if corpus.settings["subwords"]["joint"]:
+        command.append("--joined-dictionary")
+    say("binarising (fairseq-preprocess; its words: preprocess.log)")
+    log = folder / "preprocess.log"
+    # Paths are relative to the folder, so that nothing written depends on where it lies. The child holds the
+    # lock as well: should this process alone be killed, nobody else builds while the child still writes.
+    with (
+        log.open("w", encoding="utf-8") as output,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock.fileno(),),
+        ) as process,
+    ):
+        try:
+            start = time.monotonic()
+            while (status := _wait(process)) is None:
+                say(f"binarising: {time.monotonic() - start:.0f} s")
+        except BaseException:
+            process.kill()
+            raise
+    words = log.read_text(encoding="utf-8", errors="replace")
+    if status:
+        last = words.strip().splitlines()[-1:] or [
+            f"exit status {status} without a word: No space for its log?"
+        ]
+        remedy = "; free some space or choose another folder with --data" if "No space" in last[0] else ""
+        raise UserError(f"fairseq-preprocess failed: {last[0]}{remedy}")
+    # Without times of day, and without fairseq's second copy, the whole folder is the same in every run.
+    log.write_text(re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)? \| ", "", words), encoding="utf-8")
+    (folder / "bin" / "preprocess.log").unlink(missing_ok=True)
+
+
+def _workers(corpus: Ingredients) -> str:
+    """How many processes are worth their start; what they write does not depend on it."""
+    return str(max(1, min(len(os.sched_getaffinity(0)), len(corpus.pairs["train"]) // 20_000)))
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit status, or None if the process runs on after a while."""
+    try:
+        return process.wait(INTERVAL)
+    except subprocess.TimeoutExpired:
+        return None

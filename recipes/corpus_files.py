@@ -1,0 +1,323 @@
+"""Readers of parallel text: plain or gzipped files, TSV, JSON lines, parquet, hub data sets.
+
+Each returns `Pairs`: the lines of both sides, strictly decoded and checked, and where they came from, so
+that every complaint can name a file and a line.
+"""
+
+import gzip
+import json
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_host.errors import UserError
+from recipes.reporting import say
+
+HUGE_LINE = 100_000  # characters; no sentence is that long, but a file with the wrong line ends is
+TABLES = (".tsv", ".jsonl", ".parquet")
+_BROKEN = re.compile("[\0\ud800-\udfff]")  # JSON can write both as escapes
+DATA_SET_FILES = (".parquet", ".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The raw sentence pairs of one split."""
+
+    source: list[str]
+    target: list[str]
+    origins: tuple[str, str]  # what to call each side in messages: a file, or a file and its column
+
+
+# --- bytes to lines -----------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of `path`, unpacked if its name ends in .gz."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (EOFError, zlib.error):
+        raise UserError(f"{path}: the gzip file is truncated or damaged; copy it again") from None
+    except gzip.BadGzipFile:
+        raise UserError(f"{path}: is not a gzip file; remove .gz from its name or copy it again") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
+    if not content:
+        raise UserError(f"{path}: is empty; give a file with one sentence a line")
+    return content
+
+
+def decode(content: bytes, path: Path) -> str:
+    """`content` as UTF-8 text without byte order mark; `UserError` naming the first line that is not."""
+    for mark, encoding in ((b"\xff\xfe\0\0", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
+        if content.startswith(mark):
+            raise UserError(f"{path}: is {encoding} text; convert it: iconv -f {encoding} -t UTF-8")
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise UserError(
+            f"{path}, line {line}: holds a NUL byte; give UTF-8 text (is it UTF-16 or a binary file?)"
+        )
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: is not UTF-8 (byte 0x{content[error.start]:02x}); convert it, "
+            "if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8"
+        ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a plain or gzipped text file. Lines end in \\n or \\r\\n and in nothing else."""
+    text = decode(read_bytes(path), path)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    lines = text.removesuffix("\n").split("\n")
+    refuse_huge(lines, str(path))
+    return lines
+
+
+def refuse_huge(lines: Iterable[str], origin: str) -> None:
+    for number, line in enumerate(lines, 1):
+        if len(line) > HUGE_LINE:
+            raise UserError(
+                f"{origin}, line {number}: has {len(line):,} characters; give one sentence a line "
+                f"(at most {HUGE_LINE:,} characters, lines ending in \\n)"
+            )
+
+
+# --- a prefix: one file a language --------------------------------------------------------------------------
+
+
+def read_prefix(prefix: Path, source: str, target: str) -> Pairs:
+    """PREFIX.SOURCE and PREFIX.TARGET, each plain or .gz, line by line translations of each other."""
+    paths = side(prefix, source), side(prefix, target)
+    if os.path.samefile(*paths):
+        raise UserError(f"{paths[0]} and {paths[1]}: are the same file; give the two languages in two files")
+    sides = read_lines(paths[0]), read_lines(paths[1])
+    if len(sides[0]) != len(sides[1]):
+        raise UserError(
+            f"{paths[0]} has {len(sides[0]):,} lines but {paths[1]} has {len(sides[1]):,}; "
+            "give files whose lines are translations of each other"
+        )
+    return Pairs(*sides, (str(paths[0]), str(paths[1])))
+
+
+def side(prefix: Path, language: str) -> Path:
+    """The file PREFIX.LANGUAGE or PREFIX.LANGUAGE.gz, whichever is there."""
+    plain, packed = Path(f"{prefix}.{language}"), Path(f"{prefix}.{language}.gz")
+    if plain.exists() and packed.exists():
+        raise UserError(f"{plain}: {packed.name} is there as well; remove one of the two")
+    if not plain.exists() and not packed.exists():
+        raise UserError(f"{plain}: no such file, nor {packed.name}; {holding(prefix.parent)}")
+    return plain if plain.exists() else packed
+
+
+def files_of(place: Path, source: str, target: str) -> tuple[Path, ...]:
+    """The files that the prefix or table `place` stands for, which must exist."""
+    if not is_table(place):
+        return side(place, source), side(place, target)
+    if not place.is_file():
+        raise UserError(f"{place}: no such file; {holding(place.parent)}")
+    return (place,)
+
+
+def holding(folder: Path) -> str:
+    """What `folder` holds, to tell a user whose file is missing."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return f"the folder {folder} is empty"
+    return f"{folder} holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+# --- tables: both languages in one file ---------------------------------------------------------------------
+
+
+def is_table(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(TABLES)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Pairs:
+    """The two `columns` (source, target) of a .tsv, .jsonl (both may be .gz) or .parquet file.
+
+    JSON lines and parquet may also hold a record `translation` with the two columns, as hub data sets do. A
+    TSV file has the columns named in its first line, or else source and target as its only two columns.
+    """
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".tsv"):
+        rows = _tsv_rows(path, columns)
+    elif name.endswith(".jsonl"):
+        rows = _json_rows(path, columns)
+    else:
+        rows = _parquet_rows(path, columns)
+    return _pairs_of_rows(rows, str(path), columns)
+
+
+def _pairs_of_rows(rows: Sequence[tuple[str, str]], origin: str, columns: Sequence[str]) -> Pairs:
+    if not rows:
+        raise UserError(f"{origin}: holds no row; give one sentence pair a row")
+    source, target = [row[0] for row in rows], [row[1] for row in rows]
+    for lines in (source, target):
+        refuse_huge(lines, origin)
+    return Pairs(source, target, (f"{origin}, column {columns[0]}", f"{origin}, column {columns[1]}"))
+
+
+def _tsv_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
+    lines = read_lines(path)
+    header = lines[0].split("\t")
+    named = all(column in header for column in columns)
+    if named:
+        places = header.index(columns[0]), header.index(columns[1])
+        width = len(header)
+    elif len(header) == 2:
+        places, width = (0, 1), 2
+    else:
+        raise UserError(
+            f"{path}, line 1: has {len(header)} columns; give two (source, tab, target), "
+            f"or name the columns {columns[0]} and {columns[1]} in the first line"
+        )
+    rows = []
+    for number, line in enumerate(lines[1:] if named else lines, 2 if named else 1):
+        cells = line.split("\t")
+        if len(cells) != width:
+            raise UserError(
+                f"{path}, line {number}: has {len(cells)} columns where line 1 has {width}; mend that line"
+            )
+        rows.append((cells[places[0]], cells[places[1]]))
+    return rows
+
+
+def _json_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            raise UserError(f"{where}: is not JSON; give one object a line") from None
+        rows.append(pair_of(record, columns, where))
+    return rows
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = list(columns) if all(column in names for column in columns) else ["translation"]
+        if not set(wanted) <= set(names):
+            raise UserError(_no_column(str(path), columns, names))
+        records = file.read(columns=wanted).to_pylist()
+    except (pyarrow.ArrowException, OSError):
+        raise UserError(f"{path}: is not a readable parquet file; copy it again") from None
+    return [pair_of(record, columns, f"{path}, row {number}") for number, record in enumerate(records, 1)]
+
+
+def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
+    """The texts of `columns` in `record`, or in its record "translation"."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: is not an object with the columns {columns[0]} and {columns[1]}")
+    inner = record.get("translation")
+    fields = inner if isinstance(inner, dict) and columns[0] not in record else record
+    for column in columns:
+        if column not in fields:
+            raise UserError(_no_column(where, columns, list(fields)))
+        text = fields[column]
+        if not isinstance(text, str):
+            raise UserError(
+                f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}"
+            )
+        if _BROKEN.search(text):
+            raise UserError(f"{where}: column {column} holds a NUL or half a surrogate pair; mend that text")
+    return fields[columns[0]], fields[columns[1]]
+
+
+def _no_column(where: str, columns: Sequence[str], present: Sequence[str]) -> str:
+    held = ", ".join(map(str, present)) or "none"
+    return (
+        f"{where}: has no columns {columns[0]} and {columns[1]}, but {held}; "
+        "name them with --columns SOURCE,TARGET"
+    )
+
+
+# --- data sets of the Hugging Face hub ----------------------------------------------------------------------
+
+
+def data_set_files(folder: Path) -> list[Path]:
+    """The files of a data set in `folder`, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(DATA_SET_FILES))
+
+
+def read_hub(place: str | Path, options: dict[str, Any]) -> dict[str, list[Pairs]]:
+    """The splits of a data set: `place` is its name on the hub, or a folder on this machine.
+
+    `options` is the block `hub` of a corpus file. Returns {"train": [one], "valid": [one], "test": [some]}.
+    """
+    # What is at hand need not be asked for on the network, which the library would do again and again.
+    if isinstance(place, Path):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    else:
+        say(f"loading {place} from the Hugging Face hub")
+    import datasets
+    import huggingface_hub
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as cache:
+        found = _load_data_set(datasets, place, options, cache)
+        result: dict[str, list[Pairs]] = {}
+        for split in ("train", "valid", "test"):
+            result[split] = []
+            for name in options[split] if isinstance(options[split], list) else [options[split]]:
+                if name not in found:
+                    raise UserError(
+                        f"{place}: has no split {name} but {', '.join(found)}; name it under 'hub.{split}'"
+                    )
+                result[split].append(_split_pairs(found[name], options["columns"], f"{place}, split {name}"))
+        return result
+
+
+def _load_data_set(datasets: Any, place: str | Path, options: dict[str, Any], cache: str) -> Any:
+    local = isinstance(place, Path)
+    try:
+        if local:
+            return datasets.load_dataset(str(place), options["configuration"], cache_dir=cache)
+        return datasets.load_dataset(place, options["configuration"], revision=options["revision"])
+    except Exception as error:  # the library's many layers raise many kinds
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "error while generating" hides what went wrong
+            cause = cause.__cause__
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+    if local:
+        raise UserError(f"{place}: cannot be loaded as a data set ({reason}); check its files")
+    raise UserError(
+        f"hub data set {place}: cannot be loaded ({reason}); check the network and the name, "
+        "or give a copy on this machine with --from FOLDER"
+    )
+
+
+def _split_pairs(split: Any, columns: Sequence[str], origin: str) -> Pairs:
+    names = split.column_names
+    wanted = list(columns) if all(column in names for column in columns) else ["translation"]
+    if not set(wanted) <= set(names):
+        raise UserError(_no_column(origin, columns, names))
+    # Whole columns at once: record by record takes a hundred times as long.
+    values = split.select_columns(wanted)[:]
+    records = (
+        dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True)
+    )
+    rows = [pair_of(record, columns, f"{origin}, row {number}") for number, record in enumerate(records, 1)]
+    return _pairs_of_rows(rows, origin, columns)

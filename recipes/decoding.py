@@ -1,0 +1,328 @@
+"""Raw text to translation: pieces, beam search in batches of like length, text in the order of the input.
+
+Axis letters: B batch, T target pieces with end of sentence, S source pieces with end of sentence.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+from fairseq.data import data_utils
+
+from fairseq_host.errors import UserError
+
+# Options of a model file's `generate` block and their defaults. Lengths are in pieces, max-tokens in source
+# pieces a batch.
+GENERATE: dict[str, Any] = {
+    "beam": 5,
+    "lenpen": 1.0,
+    "unkpen": 0.0,
+    "min-len": 1,
+    "max-len-a": 0.0,
+    "max-len-b": 200,
+    "no-repeat-ngram-size": 0,
+    "max-tokens": 2000,
+}
+_RANGES = {
+    "beam": (1, 1000),
+    "lenpen": (-100, 100),
+    "unkpen": (-1e9, 1e9),
+    "min-len": (0, 10_000),
+    "max-len-a": (0, 100),
+    "max-len-b": (1, 100_000),
+    "no-repeat-ngram-size": (0, 100),
+    "max-tokens": (1, 10**9),
+}
+
+
+def checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """GENERATE with the values of `given`, of the default's type and in range; else a UserError."""
+    result = dict(GENERATE)
+    for name, value in given.items():
+        if name not in GENERATE:
+            raise UserError(f"{where}: unknown option {name}; valid ones: {', '.join(GENERATE)}")
+        kind, (low, high) = type(GENERATE[name]), _RANGES[name]
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if (
+            isinstance(value, bool)
+            or number is None
+            or not low <= number <= high
+            or float(number) != float(value)
+        ):
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{where}: {name} must be {what} from {low:g} to {high:g}, but is {value}")
+        result[name] = number
+    return result
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Newlines alone end them: other separators belong to the sentences."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; prepare the corpus anew (recipes/prepare.sh)") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start}; prepare the corpus anew (recipes/prepare.sh)"
+        ) from None
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translated sentence. `pieces` are those that the model wrote, without the end of sentence."""
+
+    text: str
+    pieces: list[str]
+    tokens: torch.Tensor = field(repr=False)  # (T,), with the end of sentence; on the CPU
+    score: float
+
+
+@dataclass
+class Statistics:
+    """What `translate` took: seconds of decoding alone, pieces it wrote (ends of sentences too)."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """weights[t, s]: how much target word t looked at source word s; rows sum to about 1."""
+
+    source: list[str]
+    target: list[str]
+    weights: np.ndarray
+
+
+class Translator:
+    """A loaded model with its task and the sub-word models of both languages."""
+
+    def __init__(
+        self, *, model: Any, task: Any, source_pieces: Path, target_pieces: Path, device: str = "cpu"
+    ):
+        self.model = model.eval().to(device)
+        self.task = task
+        self.device = device
+        self.source_pieces = sentencepiece.SentencePieceProcessor(model_file=str(source_pieces))
+        self.target_pieces = sentencepiece.SentencePieceProcessor(model_file=str(target_pieces))
+        positions = model.max_positions()
+        self.max_source = int(
+            min(positions[0] if isinstance(positions, tuple) else positions, task.max_positions()[0])
+        )
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def encode(self, sentence: str) -> tuple[torch.Tensor, bool]:
+        """Its pieces as (S,) indices with the end of sentence; whether it was cut to the model's length."""
+        dictionary = self.task.source_dictionary
+        pieces = self.source_pieces.encode(sentence, out_type=str)
+        indices = [dictionary.index(piece) for piece in pieces[: self.max_source - 1]]
+        return torch.tensor([*indices, dictionary.eos()]), len(pieces) > self.max_source - 1
+
+    def detokenise(self, pieces: Sequence[str]) -> str:
+        """Pieces as plain text of one line."""
+        return " ".join(self.target_pieces.decode(list(pieces)).split())
+
+    def batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+        """Indices in batches of like length, longest first, of at most `max_tokens` pieces when padded."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            # The first sentence of a batch is its longest.
+            if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def translate(
+        self, sentences: Sequence[str], options: Mapping[str, Any], *, progress: Any = None
+    ) -> tuple[list[Translation], Statistics]:
+        """Translations in the order of `sentences`, by beam search with `options` (see GENERATE).
+
+        `progress.update(n)` is called with the sentences done. An empty sentence has an empty translation.
+        How sentences fall into batches has no part in the result: the longest translation allowed is one
+        number for all, and padding is masked by the model.
+        """
+        statistics = Statistics()
+        encoded: list[torch.Tensor] = []
+        for sentence in sentences:
+            indices, cut = self.encode(sentence)
+            statistics.truncated += cut
+            encoded.append(indices)
+        empty = Translation(
+            text="", pieces=[], tokens=torch.tensor([self.task.target_dictionary.eos()]), score=0.0
+        )
+        results = [empty] * len(sentences)
+        todo = [i for i, sentence in enumerate(sentences) if sentence.strip()]
+        if progress is not None:
+            progress.update(len(sentences) - len(todo))
+        lengths = [len(encoded[i]) for i in todo]
+        generator = self._generator(options, max(lengths, default=1))
+        for batch in self.batches(lengths, options["max-tokens"]):
+            chosen = [todo[i] for i in batch]
+            started = time.perf_counter()
+            found = self.task.inference_step(
+                generator, [self.model], self._sample([encoded[i] for i in chosen])
+            )
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            statistics.seconds += time.perf_counter() - started
+            for index, hypotheses in zip(chosen, found, strict=True):
+                results[index] = self._translation(hypotheses[0])
+                statistics.tokens += len(hypotheses[0]["tokens"])
+            if progress is not None:
+                progress.update(len(chosen))
+        return results, statistics
+
+    def _generator(self, options: Mapping[str, Any], longest: int) -> Any:
+        names = {name.replace("-", "_"): value for name, value in options.items()}
+        # fairseq multiplies max_len_a by the longest source of the batch: here by the longest of all batches.
+        names["max_len_b"] = int(names.pop("max_len_a") * longest) + names["max_len_b"]
+        names["min_len"] = min(names["min_len"], names["max_len_b"])
+        return self.task.build_generator([self.model], Namespace(**names))
+
+    def _sample(self, sources: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """A batch as fairseq's tasks make it. src_tokens: (B, S), padded on the side that the task says."""
+        padded = data_utils.collate_tokens(
+            list(sources),
+            self.task.source_dictionary.pad(),
+            self.task.source_dictionary.eos(),
+            left_pad=self.task.cfg.left_pad_source,
+        )
+        lengths = torch.tensor([len(source) for source in sources])
+        return {
+            "id": torch.arange(len(sources), device=self.device),
+            "nsentences": len(sources),
+            "ntokens": int(lengths.sum()),
+            "net_input": {"src_tokens": padded.to(self.device), "src_lengths": lengths.to(self.device)},
+        }
+
+    def _translation(self, hypothesis: Mapping[str, Any]) -> Translation:
+        dictionary = self.task.target_dictionary
+        tokens = hypothesis["tokens"].cpu()
+        pieces = [dictionary[int(index)] for index in tokens if int(index) != dictionary.eos()]
+        return Translation(self.detokenise(pieces), pieces, tokens, float(hypothesis["score"]))
+
+    def alignment(self, sentence: str, translation: Translation) -> Alignment | None:
+        """Which source words the model looked at for each target word; None if the model does not say.
+
+        The weights are those of the forced decoding of the translation, added up over a source word's pieces
+        and averaged over a target word's.
+        """
+        source, _ = self.encode(sentence)  # (S,)
+        eos = torch.tensor([self.task.target_dictionary.eos()])
+        previous = torch.cat([eos, translation.tokens[:-1]])  # (T,)
+        with torch.no_grad(), _alignments_wanted(self.model):
+            output = self.model(
+                source[None].to(self.device),
+                torch.tensor([len(source)], device=self.device),
+                previous[None].to(self.device),
+            )
+        weights = _attention(output)  # (1, T, S)
+        if weights is None or tuple(weights.shape) != (1, len(previous), len(source)):
+            return None
+        source_words = words([self.task.source_dictionary[int(i)] for i in source[:-1]])
+        target_words = words(translation.pieces)
+        if not source_words or not target_words:
+            return None
+        matrix = weights[0].float().cpu().numpy()
+        columns = [matrix[:, start:stop].sum(1) for _, start, stop in source_words] + [matrix[:, -1]]
+        by_source = np.stack(columns, axis=1)  # (T, source words + end of sentence)
+        rows = np.stack([by_source[start:stop].mean(0) for _, start, stop in target_words])
+        return Alignment(
+            [word for word, _, _ in source_words] + ["</s>"], [word for word, _, _ in target_words], rows
+        )
+
+
+def words(pieces: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Pieces joined to words: (word, first piece, piece after the last). A piece with ▁ starts one."""
+    found: list[tuple[str, int, int]] = []
+    for index, piece in enumerate(pieces):
+        text = piece.replace("▁", "")
+        if found and not piece.startswith("▁"):
+            word, start, _ = found[-1]
+            found[-1] = (word + text, start, index + 1)
+        else:
+            found.append((text, index, index + 1))
+    return found
+
+
+def _attention(output: Any) -> torch.Tensor | None:
+    """The (B, T, S) attention in a fairseq model's output, or None."""
+    if not isinstance(output, tuple) or len(output) < 2 or not isinstance(output[1], dict):
+        return None
+    attention = output[1].get("attn")
+    if isinstance(attention, list | tuple):
+        attention = attention[0] if attention else None
+    return attention if isinstance(attention, torch.Tensor) and attention.dim() == 3 else None
+
+
+@contextmanager
+def _alignments_wanted(model: Any) -> Iterator[None]:
+    """Switch `need_alignments` of a decoder that has it on, for the time of a `with` block."""
+    decoder: Any = getattr(model, "decoder", None)
+    before = getattr(decoder, "need_alignments", None)
+    if before is None:
+        yield
+        return
+    decoder.need_alignments = True
+    try:
+        yield
+    finally:
+        decoder.need_alignments = before
+
+
+def load_translator(
+    state: dict[str, Any], *, path: Path, corpus: Any, user_dir: Path | None, device: str
+) -> Translator:
+    """The translator for a checkpoint's `state` (of file `path`, for messages) on a prepared corpus."""
+    import fairseq_host
+
+    fairseq_host.install()
+    from fairseq import tasks, utils
+    from omegaconf import OmegaConf, open_dict
+
+    if user_dir is not None:
+        utils.import_user_module(Namespace(user_dir=str(user_dir)))
+    if not isinstance(state.get("cfg"), Mapping) or not isinstance(state.get("model"), Mapping):
+        raise UserError(f"{path}: not a training checkpoint of this fairseq (no cfg or no model in it)")
+    configuration: Any = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+    with open_dict(configuration):
+        configuration.task.data = str(corpus.bin)
+        configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target
+        if "eval_bleu" in configuration.task:
+            configuration.task.eval_bleu = False  # it would load a tokeniser for nothing
+    try:
+        task = tasks.setup_task(configuration.task, from_checkpoint=True)
+        model = task.build_model(configuration.model, from_checkpoint=True)
+        model.load_state_dict(state["model"], strict=True, model_cfg=configuration.model)
+    except UserError:
+        raise
+    except Exception as error:  # plugins and fairseq raise anything
+        line = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(
+            f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})"
+        ) from None
+    return Translator(
+        model=model,
+        task=task,
+        source_pieces=corpus.subword_models[corpus.source],
+        target_pieces=corpus.subword_models[corpus.target],
+        device=device,
+    )

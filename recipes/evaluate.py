@@ -1,0 +1,356 @@
+"""Translate a test set and score it: `python -m recipes.evaluate CORPUS MODEL` (recipes/evaluate.sh)."""
+
+import argparse
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq_host import errors
+from fairseq_host.errors import UserError
+from recipes import declarative, options, runs
+from recipes.runs import Corpus, Run
+
+DEFAULT_AVERAGE = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    found = runs.Parser(
+        prog="recipes/evaluate.sh",
+        allow_abbrev=False,
+        description="Translate a test set with a trained MODEL and score it with sacreBLEU, into "
+        "RUNS/CORPUS/MODEL/evaluation: hypotheses, references, scores.json, scores.txt, pictures.",
+    )
+    found.add_argument("corpus", metavar="CORPUS", help="a corpus prepared by recipes/prepare.sh")
+    found.add_argument("model", metavar="MODEL", help="a name in recipes/models or a path to a .yaml file")
+    found.add_argument(
+        "--data", metavar="DIR", type=Path, default=Path("data"), help="prepared corpora (default: data)"
+    )
+    found.add_argument(
+        "--runs", metavar="DIR", type=Path, default=Path("runs"), help="trained models (default: runs)"
+    )
+    found.add_argument(
+        "--split", default="test", help="test, valid or another test set of the corpus (default: test)"
+    )
+    found.add_argument("--beam", type=int, metavar="N", help="beam size (default: the model file's, else 5)")
+    found.add_argument(
+        "--lenpen", type=float, metavar="X", help="length penalty (default: the model file's, else 1)"
+    )
+    found.add_argument(
+        "--max-tokens", type=int, metavar="N", help="source sub-words a batch; does not move the result"
+    )
+    found.add_argument(
+        "--checkpoint", choices=("best", "last", "average"), help="which parameters (default: best)"
+    )
+    found.add_argument(
+        "--average",
+        type=int,
+        metavar="N",
+        help=f"mean of the last N epochs' checkpoints (default: up to {DEFAULT_AVERAGE})",
+    )
+    found.add_argument(
+        "--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)"
+    )
+    found.add_argument(
+        "--output", metavar="DIR", type=Path, help="where to write instead of RUNS/CORPUS/MODEL/evaluation"
+    )
+    found.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
+    return found
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise a UserError for options out of range or at odds."""
+    for name, low, high in (
+        ("beam", 1, 1000),
+        ("max_tokens", 1, 10**9),
+        ("average", 1, 1000),
+        ("pictures", 0, 100),
+    ):
+        value = getattr(arguments, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} must be from {low} to {high}, but is {value}")
+    if arguments.lenpen is not None and not -100 <= arguments.lenpen <= 100:
+        raise UserError(f"--lenpen must be from -100 to 100, but is {arguments.lenpen}")
+    if arguments.average is not None and arguments.checkpoint not in (None, "average"):
+        raise UserError(
+            f"--average and --checkpoint {arguments.checkpoint} exclude each other; give one of them"
+        )
+    if arguments.checkpoint is None:
+        arguments.checkpoint = "average" if arguments.average is not None else "best"
+
+
+def epoch_checkpoints(folder: Path) -> list[Path]:
+    """checkpoint1.pt, checkpoint2.pt, ..., the last epoch first."""
+    found = [
+        (int(m[1]), path)
+        for path in folder.glob("*.pt")
+        if (m := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def choose_checkpoints(run: Run, checkpoint: str, average: int | None, train_call: str) -> list[Path]:
+    """The files to take parameters from: one, or several to average; else a UserError with the remedy."""
+    if not run.has_checkpoint():
+        raise UserError(f"{run.checkpoints}: no checkpoints; train first with: {train_call}")
+    if checkpoint != "average":
+        path = run.checkpoints / f"checkpoint_{checkpoint}.pt"
+        if not path.is_file():
+            there = ", ".join(sorted(p.name for p in run.checkpoints.glob("*.pt")))
+            raise UserError(
+                f"{path}: missing (there are: {there}); choose another --checkpoint, or train: {train_call}"
+            )
+        return [path]
+    epochs = epoch_checkpoints(run.checkpoints)
+    if not epochs:
+        raise UserError(
+            f"{run.checkpoints}: no epoch checkpoints to average; use --checkpoint best, or train: "
+            + train_call
+        )
+    if average is not None and average > len(epochs):
+        raise UserError(
+            f"--average {average}: only {len(epochs)} epoch checkpoints in {run.checkpoints}; give fewer"
+        )
+    return epochs[: average or DEFAULT_AVERAGE]
+
+
+def load(paths: Sequence[Path], train_call: str) -> dict[str, Any]:
+    """The checkpoint of one path, or the average of several."""
+    from fairseq_host import checkpoints
+
+    try:
+        return checkpoints.load(paths[0]) if len(paths) == 1 else checkpoints.average(paths)
+    except checkpoints.CheckpointError as error:
+        raise UserError(f"{error}; another --checkpoint may do, or train again: {train_call}") from None
+
+
+def check_run(run: Run, corpus: Corpus, train_call: str) -> dict[str, Any]:
+    """run.json, of a training on this very corpus; else a UserError."""
+    if not run.folder.is_dir():
+        raise UserError(f"{run.folder}: no such run; train first with: {train_call}")
+    record = run.record()
+    if record is None:
+        raise UserError(f"{run.record_path}: missing; train first with: {train_call}")
+    if record.get("corpus_fingerprint") != corpus.fingerprint:
+        raise UserError(
+            f"{run.folder} was trained on another state of the corpus {corpus.folder}; "
+            f"train anew with: {train_call} --force"
+        )
+    return record
+
+
+def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
+    """Source and reference sentences of a split, as many of one as of the other."""
+    from recipes.decoding import read_lines
+
+    if split not in corpus.splits:
+        raise UserError(f"--split {split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
+    source_path, target_path = corpus.text(split, corpus.source), corpus.text(split, corpus.target)
+    sources, references = read_lines(source_path), read_lines(target_path)
+    again = f"prepare the corpus anew: recipes/prepare.sh {corpus.argument} --force"
+    if not sources:
+        raise UserError(f"{source_path}: empty; {again}")
+    if len(sources) != len(references):
+        raise UserError(
+            f"{target_path}: {len(references):,} lines for {len(sources):,} of {source_path}; {again}"
+        )
+    return sources, references
+
+
+def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int) -> list[int]:
+    """Sentences of readable length, spread over the test set; the same ones on every call."""
+
+    def readable(index: int, low: int, high: int) -> bool:
+        return all(low <= len(text.split()) <= high for text in (sources[index], texts[index]))
+
+    for low, high in ((5, 14), (2, 25), (1, 60)):
+        found = [i for i in range(len(sources)) if readable(i, low, high)]
+        if len(found) >= count:
+            break
+    if len(found) <= count:
+        return found
+    return [found[k * len(found) // count] for k in range(count)]
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put the complete folder `new` in the place of `final`; an old `final` goes once that is there."""
+    if not final.exists():
+        new.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+    final.rename(old / "old")
+    try:
+        new.rename(final)
+    except BaseException:
+        (old / "old").rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    check(arguments)
+    model_file = declarative.load_model(arguments.model)
+    corpus = runs.open_corpus(arguments.corpus, arguments.data)
+    run = Run(arguments.runs / corpus.name / model_file.name)
+    train_call = runs.call("recipes/train.sh", arguments)
+    record = check_run(run, corpus, train_call)
+    paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
+    name = "evaluation" if arguments.split == "test" else f"evaluation-{arguments.split}"
+    output: Path = arguments.output or run.folder / name
+    check_output(output, ours=arguments.output is None)
+    if arguments.split not in corpus.splits:
+        raise UserError(
+            f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}"
+        )
+
+    models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
+    dictionaries = {f"bin/dict.{language}.txt" for language in (corpus.source, corpus.target)}
+    texts = {f"text/{arguments.split}.{language}" for language in (corpus.source, corpus.target)}
+    corpus.verify(*sorted(models | dictionaries | texts))
+    try:
+        from recipes import decoding
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
+            "or name another Python with the variable PYTHON"
+        ) from None
+
+    search = decoding.checked(
+        options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
+    )
+    for option in ("beam", "lenpen", "max_tokens"):
+        if getattr(arguments, option) is not None:
+            search[option.replace("_", "-")] = getattr(arguments, option)
+    sources, references = read_split(corpus, arguments.split)
+
+    import torch
+    from tqdm import tqdm
+
+    torch.manual_seed(1)
+    device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+    what = paths[0].name if len(paths) == 1 else f"the average of {', '.join(path.name for path in paths)}"
+    print(f"Loading {what} of {run.folder}", flush=True)
+    state = load(paths, train_call)
+    user_dir = runs.plugin(model_file)
+    translator = decoding.load_translator(
+        state, path=paths[0], corpus=corpus, user_dir=user_dir, device=device
+    )
+    print(
+        f"Translating {len(sources):,} sentences of {arguments.split} with beam {search['beam']}", flush=True
+    )
+    with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
+        translations, statistics = translator.translate(sources, search, progress=bar)
+    if statistics.truncated:
+        print(
+            f"note: {statistics.truncated:,} sentences were cut to the model's "
+            f"{translator.max_source:,} sub-words"
+        )
+    hypotheses = [translation.text for translation in translations]
+
+    print("Scoring with sacreBLEU", flush=True)
+    from recipes import scoring
+
+    scores: dict[str, Any] = {
+        **scoring.score(hypotheses, references, corpus.target),
+        "corpus": corpus.name,
+        "model": model_file.name,
+        "split": arguments.split,
+        "sentences": len(sources),
+        "seconds": round(statistics.seconds, 3),
+        "tokens": statistics.tokens,
+        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
+        "truncated": statistics.truncated,
+        "parameters": translator.parameters,
+        "checkpoint": what,
+        "updates": updates_of(state),
+        "training_seconds": record.get("seconds"),
+        "training_command": record.get("command"),
+        "training_commit": record.get("commit"),
+        "corpus_fingerprint": corpus.fingerprint,
+        "beam": search["beam"],
+        "lenpen": search["lenpen"],
+        "search": search,
+        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "command": shlex.join(command),
+        "commit": runs.commit(),
+        "versions": runs.versions(),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new."))
+    try:
+        building.chmod(0o755)
+        (building / "hypotheses.txt").write_text(
+            "".join(f"{line}\n" for line in hypotheses), encoding="utf-8"
+        )
+        (building / "references.txt").write_text(
+            "".join(f"{line}\n" for line in references), encoding="utf-8"
+        )
+        draw(building, run, translator, sources, translations, arguments.pictures)
+        (building / "scores.txt").write_text(scoring.table(scores), encoding="utf-8")
+        runs.write_json(building / "scores.json", scores)
+        replace_folder(building, output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    print()
+    print(scoring.table(scores))
+    print(f"Written to {output}")
+    print(f"BLEU = {scores['bleu']['score']:.2f}")
+    return 0
+
+
+def check_output(output: Path, *, ours: bool) -> None:
+    """Refuse an --output folder that holds something else than an evaluation, or that cannot be written."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: a file is in the way; give another folder with --output")
+    if not ours and output.is_dir() and any(output.iterdir()) and not (output / "scores.json").is_file():
+        raise UserError(
+            f"--output {output}: holds other things than an evaluation; give a new or empty folder"
+        )
+    parent = output.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not runs.writable(parent):
+        raise UserError(f"{parent}: not writable; give another folder with --output")
+
+
+def updates_of(state: dict[str, Any]) -> int | None:
+    """Updates that the checkpoint has seen; None if it does not say."""
+    history = state.get("optimizer_history") or [{}]
+    return history[-1].get("num_updates")
+
+
+def draw(
+    folder: Path, run: Run, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
+) -> None:
+    """training.png, and alignment-1.png and on for a model that says what it looked at."""
+    from recipes import pictures
+
+    pictures.training(
+        run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}"
+    )
+    drawn = 0
+    for index in chosen_for_pictures(sources, [t.text for t in translations], count):
+        found = translator.alignment(sources[index], translations[index])
+        if found is None:
+            continue
+        drawn += 1
+        path = folder / f"alignment-{drawn}.png"
+        pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
+    if count and not drawn:
+        print("note: no alignment pictures: this model does not say what it looked at")
+
+
+def main() -> int:
+    given = sys.argv[1:]
+    arguments = parser().parse_args(given)
+    with runs.disk_errors(), runs.quiet():
+        return evaluate(arguments, ["recipes/evaluate.sh", *given])
+
+
+if __name__ == "__main__":
+    errors.main(main)

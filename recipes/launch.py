@@ -1,0 +1,130 @@
+"""Start a training as child processes, read what they print, and leave none behind."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from recipes.runs import ROOT
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def command_line(arguments: Sequence[str], processes: int) -> list[str]:
+    """The command that trains: `python -m fairseq_host.train`, under torchrun for several processes.
+
+    `python -m torch.distributed.run` is torchrun for this very Python.
+    """
+    if processes == 1:
+        return [sys.executable, "-m", "fairseq_host.train", *arguments]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *torchrun, "-m", "fairseq_host.train", *arguments]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """This environment, the checkout importable, and `threads` threads a process (sums depend on it)."""
+    path = [str(ROOT)] + [p for p in [os.environ.get("PYTHONPATH")] if p]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux's prctl; elsewhere, nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _die_with_parent() -> None:
+    # SIGTERM and not SIGKILL: torchrun takes its workers along when it is asked to end.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _children() -> list[int]:
+    """Process ids of this process's children (Linux)."""
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            found += [int(pid) for pid in path.read_text().split()]
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _end_children(patience: float = 10.0) -> None:
+    """End the children that are left; orphans of a killed torchrun are ours too, as their subreaper."""
+    deadline = time.monotonic() + patience
+    stop = signal.SIGTERM
+    while children := _children():
+        if time.monotonic() > deadline:
+            stop = signal.SIGKILL
+        for pid in children:
+            try:
+                os.kill(pid, stop)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+        for pid in children:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+
+
+def run(command: Sequence[str], *, threads: int, lock: IO[str], on_line: Callable[[str], None]) -> int:
+    """Run `command`, handing every line it prints to `on_line`; its exit status (negative: a signal).
+
+    `lock` becomes the standard input of the whole family of processes, so the run folder stays locked as long
+    as one of them lives. On the way out, by an error or Ctrl-C too, no child is left.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    process = subprocess.Popen(
+        command,
+        stdin=lock,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(threads),
+        preexec_fn=_die_with_parent,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            on_line(line.rstrip("\n"))
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        _end_children()
+
+
+def cause(lines: Sequence[str]) -> str:
+    """The line that names why a training failed, out of the last lines it printed."""
+    errors = [found[1] for line in lines if (found := re.search(r"\berror: (.+)$", line))]
+    if errors:
+        return errors[-1]
+    exceptions = [
+        line.strip() for line in lines if re.match(r"(?:\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception)\b", line)
+    ]
+    # torchrun closes with its own ChildFailedError: the worker's comes before it.
+    told = [line for line in exceptions if "ChildFailedError" not in line]
+    if told:
+        return told[-1]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

@@ -1,0 +1,113 @@
+"""Pictures as PNG files: training curves and alignment heat maps."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TRAIN, _VALID = "#7a8ca3", "#c0392b"
+
+
+def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """A matplotlib figure that needs no display, whatever backend the user's settings name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**options)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        # A script that the font lacks is shown as boxes; no reason to fill the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # Without the date and version of the writing the same picture is the same file.
+        figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
+
+
+def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
+    """Loss in bits a sub-word against updates, and against minutes; False if there is nothing to draw.
+
+    `records` are those of progress.jsonl. The best validation is marked. Where training reports the loss that
+    it minimises and the plain one (label smoothing), the plain one is drawn.
+    """
+
+    def loss(record: dict[str, Any]) -> float:
+        return float(record["nll_loss"] if "nll_loss" in record else record["loss"])
+
+    usable = [r for r in records if "updates" in r and ("nll_loss" in r or "loss" in r)]
+    train = [r for r in usable if r["kind"] == "train"] or [r for r in usable if r["kind"] == "epoch"]
+    valid = [r for r in usable if r["kind"] == "valid"]
+    if not train and not valid:
+        return False
+    figure, axes = _figure(11, 4.2, ncols=2, sharey=True)
+    for axis, key, scale, label in (
+        (axes[0], "updates", 1.0, "updates"),
+        (axes[1], "seconds", 1 / 60, "minutes of training"),
+    ):
+        for kind, chosen, colour, marker in (
+            ("training", train, _TRAIN, ""),
+            ("validation", valid, _VALID, "o"),
+        ):
+            points = [(r[key] * scale, loss(r)) for r in chosen if r.get(key) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=kind)
+        if valid:
+            best = min(valid, key=lambda r: r["loss"] if "loss" in r else loss(r))
+            if best.get(key) is not None:
+                place = (best[key] * scale, loss(best))
+                axis.plot(*place, marker="o", markersize=10, fillstyle="none", color=_VALID)
+                axis.annotate(
+                    f"best: {loss(best):.2f}",
+                    place,
+                    (0, 12),
+                    textcoords="offset points",
+                    ha="center",
+                    color=_VALID,
+                )
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("loss (bits a sub-word)")
+    axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    _save(figure, path)
+    return True
+
+
+def alignment(
+    source: Sequence[str], target: Sequence[str], weights: np.ndarray, path: Path, title: str = ""
+) -> None:
+    """A heat map: weights[t, s] of target word t (rows) on source word s (columns)."""
+    if weights.shape != (len(target), len(source)):
+        raise ValueError(
+            f"weights of shape {weights.shape} for {len(target)} target and {len(source)} source words: "
+            "rows are target words, columns source words"
+        )
+    longest = max((len(word) for word in [*source, *target]), default=1)
+    margin = 0.7 + 0.085 * longest
+    figure, axis = _figure(max(4.0, 0.42 * len(source) + margin + 0.8), max(3.0, 0.36 * len(target) + margin))
+    image = axis.imshow(weights, cmap="Blues", vmin=0.0, aspect="auto")
+    axis.set_xticks(
+        range(len(source)), [_plain(w) for w in source], rotation=45, ha="left", rotation_mode="anchor"
+    )
+    axis.set_yticks(range(len(target)), [_plain(w) for w in target])
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    # Cells are told apart by thin white lines.
+    axis.set_xticks(np.arange(-0.5, len(source)), minor=True)
+    axis.set_yticks(np.arange(-0.5, len(target)), minor=True)
+    axis.grid(which="minor", color="white", linewidth=1)
+    axis.tick_params(which="minor", length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="weight")
+    if title:
+        figure.suptitle(_plain(title), fontsize="medium")
+    _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # matplotlib takes dollars for mathematics

@@ -1,0 +1,193 @@
+"""What a training is to do: its options from four layers, where it runs, when it stops, its command."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_host.errors import UserError
+from recipes import declarative, launch, options, runs
+from recipes.options import Options
+from recipes.runs import Corpus, Run
+
+# What every training does unless the model file or the command line says otherwise.
+DEFAULTS: Options = {
+    "task": "translation",
+    "max-tokens": 4096,
+    "keep-last-epochs": 10,
+    "log-interval": 100,
+    "skip-invalid-size-inputs-valid-test": True,
+}
+
+# Schedules of the learning rate that run over max-update: with another one the training is another one.
+SCHEDULES_OVER_MAX_UPDATE = ("cosine", "polynomial_decay", "tri_stage", "step")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training. `options` are fairseq-train's, without those that the recipe sets, and `minutes`."""
+
+    model: declarative.ModelFile
+    corpus: Corpus
+    run: Run
+    options: Options
+    device: str
+    processes: int
+    seed: int
+
+    @property
+    def limits(self) -> Options:
+        """When the training stops: any of max-update, max-epoch, patience (in validations) and minutes."""
+        return {name: self.options[name] for name in options.LIMITS if name in self.options}
+
+    def arguments(self) -> list[str]:
+        """The arguments of fairseq_host.train, data folder first."""
+        plugin = runs.plugin(self.model)
+        minutes = self.options.get("minutes")
+        ours: Options = {
+            "user-dir": plugin,
+            "source-lang": self.corpus.source,
+            "target-lang": self.corpus.target,
+            "save-dir": self.run.checkpoints,
+            "seed": self.seed,
+            "log-format": "json",
+            "cpu": self.device == "cpu",
+            # Without it, a resumed epoch would take its batches in another order than the interrupted one.
+            "update-epoch-batch-itr": "True",
+            # Else fairseq takes every GPU it sees.
+            "distributed-world-size": 1 if self.processes == 1 else None,
+            # fairseq's clock counts the training before an interruption too.
+            "stop-time-hours": None if minutes is None else f"{float(minutes) / 60:.9g}",
+        }
+        first: Options = {name: self.options[name] for name in ("task", "arch") if name in self.options}
+        theirs = first | {name: value for name, value in self.options.items() if name != "minutes"}
+        # A worker process pays only where a GPU waits for data.
+        theirs.setdefault("num-workers", 0 if self.device == "cpu" else 2)
+        return [str(self.corpus.bin), *options.to_arguments(ours), *options.to_arguments(theirs)]
+
+    def command(self) -> list[str]:
+        """The command line that trains."""
+        return launch.command_line(self.arguments(), self.processes)
+
+    def identity(self) -> Options:
+        """All that the result depends on, as text: what must stay the same for a run to be resumed."""
+        ignored = {*options.LIMITS, *options.DISPLAY}
+        if self.options.get("lr-scheduler") in SCHEDULES_OVER_MAX_UPDATE:
+            ignored.remove("max-update")
+        kept = {f"--{name}": str(value) for name, value in self.options.items() if name not in ignored}
+        return {
+            **dict(sorted(kept.items())),
+            "user_dir": self.model.user_dir,
+            "--seed": self.seed,
+            "processes": self.processes,
+            "corpus fingerprint": self.corpus.fingerprint,
+        }
+
+    def place(self, threads: int) -> str:
+        """`on the CPU with 2 threads`, `on 4 GPUs`, `on the CPU in 2 processes of 1 thread`."""
+        count = f"{threads} thread{'s' * (threads != 1)}"
+        if self.device == "gpu":
+            return "on one GPU" if self.processes == 1 else f"on {self.processes} GPUs"
+        return f"on the CPU {'with' if self.processes == 1 else f'in {self.processes} processes of'} {count}"
+
+
+def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence[str]) -> Options:
+    """Model file over defaults, its part for this corpus over that, the command line over all."""
+    from_file = options.normalised(model.options("train", corpus.name))
+    options.refuse_reserved(from_file, f"in {model.path}")
+    from_user = options.from_command_line(extra)
+    options.refuse_reserved(from_user, "after --")
+    merged = DEFAULTS | from_file | from_user
+    if "batch-size" in from_user and "max-tokens" not in from_user:
+        merged["max-tokens"] = None
+    return {name: value for name, value in merged.items() if value is not None and value is not False}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`--lr 0.001 (now 0.002), ...` for the keys in which two identities differ."""
+    told: list[str] = []
+    for name in {**before, **now}:
+        if before.get(name) == now.get(name):
+            continue
+        if name == "corpus fingerprint":
+            told.insert(0, "another state of the corpus")
+        else:
+            told.append(f"{name} {before.get(name, 'unset')} (now {now.get(name, 'unset')})")
+    return ", ".join(told)
+
+
+def place(*, cpu: bool, processes: int | None, gpus: int | None) -> tuple[str, int]:
+    """Where to train and in how many processes: ("cpu" or "gpu", number), from the options of those names."""
+    if processes and gpus:
+        raise UserError("--processes (on the CPU) and --gpus exclude each other; give one of them")
+    if gpus and cpu:
+        raise UserError("--gpus and --cpu exclude each other; for N processes on the CPU use --processes N")
+    if cpu or processes:
+        cores = os.cpu_count() or 1
+        if processes and processes > cores:
+            raise UserError(
+                f"--processes {processes}: this machine has {cores} CPU cores; give at most {cores}"
+            )
+        return "cpu", processes or 1
+    available = usable_gpus()
+    if gpus and gpus > available:
+        raise UserError(f"--gpus {gpus}: this machine has {available} usable GPUs; give fewer, or --cpu")
+    return ("gpu", gpus or 1) if available else ("cpu", 1)
+
+
+def usable_gpus() -> int:
+    """The number of usable GPUs. PyTorch, slow to import, is asked only where a driver shows itself."""
+    drivers = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/kfd"), Path("/dev/dxg")]
+    if not any(path.exists() for path in drivers):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def threads_for(processes: int) -> int:
+    """Threads for each process: OMP_NUM_THREADS if set, else an equal share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def count_parameters(arguments: Sequence[str]) -> int:
+    """Build the model that `arguments` of fairseq-train describe, here, and count its parameters."""
+    import contextlib
+    import io
+
+    import fairseq_host
+
+    complaint = io.StringIO()
+    with runs.quiet():
+        fairseq_host.install()
+        from fairseq import options as fairseq_options
+        from fairseq import tasks
+        from fairseq.dataclass.initialize import add_defaults
+        from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+        try:
+            with contextlib.redirect_stderr(complaint):
+                parser = fairseq_options.get_training_parser()
+                parsed = fairseq_options.parse_args_and_arch(parser, list(arguments))
+            configuration = convert_namespace_to_omegaconf(parsed)
+            add_defaults(configuration)
+            model = tasks.setup_task(configuration.task).build_model(configuration.model)
+        except UserError:
+            raise
+        except SystemExit:  # argparse's way
+            raise UserError(launch.cause(complaint.getvalue().splitlines())) from None
+        except Exception as error:  # fairseq and plugins raise anything; all of it is about these options
+            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            raise UserError(f"the model cannot be built: {why}") from None
+    return sum(p.numel() for p in model.parameters())
+
+
+def shown(command: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(str(part) for part in command)

@@ -1,0 +1,319 @@
+"""Raw parallel text -> DATA/CORPUS/: cleaned text, sub-word models, pieces, and fairseq's binary files.
+
+Every input is read and checked before anything is written. The corpus is then built in a hidden folder
+beside its final place and renamed when complete; the same inputs and settings give the same bytes.
+"""
+
+import argparse
+import errno
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from fairseq_host.errors import UserError, main
+from recipes import inputs, languages
+from recipes.building import Ingredients, Splits, build
+from recipes.cleaning import REASONS, Limits, clean_pairs, normalise
+from recipes.corpus_files import Pairs
+from recipes.declarative import CORPUS, FOLDER_NAME, RECIPES, load_corpus
+from recipes.placing import Place, State, made
+from recipes.reporting import progress, say, warn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="recipes/prepare.sh",
+        allow_abbrev=False,
+        description="Clean parallel text, learn sub-words from its training part, binarise it for fairseq.",
+        epilog="examples:\n"
+        "  recipes/prepare.sh quickstart\n"
+        "  recipes/prepare.sh multi30k.de-en --from FOLDER\n"
+        "  recipes/prepare.sh files --name mine --source de --target en"
+        " --train my/train --valid my/dev --test my/test",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = ", ".join(sorted(path.stem for path in (RECIPES / "corpora").glob("*.yaml")))
+    option = parser.add_argument
+    option("corpus", metavar="CORPUS", help=f"{known}, or the path of a corpus file (.yaml)")
+    option(
+        "--from",
+        dest="origin",
+        metavar="FOLDER",
+        type=_folder,
+        help="where the raw text or the data set lies",
+    )
+    option(
+        "--data", metavar="DIR", type=_folder, default=Path("data"), help="write DIR/CORPUS (default: data)"
+    )
+    option("--name", help="write DIR/NAME instead")
+    option("--source", metavar="LANG", help="source language, e.g. de")
+    option("--target", metavar="LANG", help="target language, e.g. en")
+    text = "PREFIX (PREFIX.LANG or PREFIX.LANG.gz), or a .tsv or .jsonl (or .gz of these) or .parquet file"
+    option("--train", metavar="TEXT", help=f"training text: {text}")
+    option("--valid", metavar="TEXT", help="validation text, likewise")
+    option("--test", metavar="TEXT", action="append", help="test text, likewise; may be repeated")
+    option("--columns", metavar="SOURCE,TARGET", help="names of the two columns (default: the languages)")
+    option("--vocab-size", metavar="N", type=int, help="number of sub-words")
+    option("--subword-model", metavar="KIND", help="how sentencepiece learns them: bpe or unigram")
+    option(
+        "--max-length",
+        metavar="N",
+        type=int,
+        help="longest training sentence, in words or what clean.unit says",
+    )
+    option("--max-ratio", metavar="X", type=float, help="largest ratio of the lengths of a training pair")
+    option(
+        "--no-language-check", action="store_true", help="accept text that does not look like its language"
+    )
+    option("--force", action="store_true", help="build the corpus anew although it is there")
+    return parser.parse_args(arguments)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, but is empty")
+    return Path(text)
+
+
+# Option -> the key of corpus files that it overrides.
+OVERRIDES = {
+    "source": ("source",),
+    "target": ("target",),
+    "train": ("files", "train"),
+    "valid": ("files", "valid"),
+    "test": ("files", "test"),
+    "vocab_size": ("subwords", "vocab_size"),
+    "subword_model": ("subwords", "model"),
+    "max_length": ("clean", "max_length"),
+    "max_ratio": ("clean", "max_ratio"),
+}
+
+
+def settings_of(options: argparse.Namespace) -> tuple[str, Path, dict[str, Any]]:
+    """The corpus's name, its file, and its settings with what the command line overrides."""
+    path, corpus = load_corpus(options.corpus)
+    for option, keys in OVERRIDES.items():
+        value = getattr(options, option)
+        if value is not None:
+            _override(corpus, f"--{option.replace('_', '-')}", keys, value)
+    if options.no_language_check:
+        corpus["clean"]["language_check"] = False
+    for key in ("source", "target"):
+        if corpus[key] is None:
+            raise UserError(f"{path}: names no {key} language; give --{key} LANG, e.g. --{key} de")
+    if corpus["source"] == corpus["target"]:
+        raise UserError(f"--source and --target: are both '{corpus['source']}'; give two languages")
+    name = options.name if options.name is not None else path.stem
+    if not re.fullmatch(FOLDER_NAME, name):
+        raise UserError(f"--name '{name}': must be letters, digits, dots, dashes and underscores")
+    for block in ("files", "hub"):
+        columns = options.columns.split(",") if options.columns is not None else corpus[block]["columns"]
+        columns = columns or [corpus["source"], corpus["target"]]
+        named = all(isinstance(column, str) and column for column in columns)
+        if not (named and len(columns) == 2 and columns[0] != columns[1]):
+            where = "--columns" if options.columns is not None else f"{path}: '{block}.columns'"
+            raise UserError(f"{where} must name two different columns, the source's and the target's")
+        corpus[block]["columns"] = columns
+    return name, path, corpus
+
+
+def _override(corpus: dict[str, Any], option: str, keys: tuple[str, ...], value: Any) -> None:
+    rule: Any = CORPUS
+    for key in keys:
+        rule = rule[key]
+    if problem := rule.wrong(value):
+        raise UserError(f"{option} {problem}")
+    block = corpus
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+
+
+def check_languages(raw: dict[str, Pairs], corpus: dict[str, Any]) -> None:
+    """Refuse text whose two sides are the same, or that certainly is not in the language it is said to be."""
+    for text in raw.values():
+        if text.source == text.target:
+            raise UserError(
+                f"{text.origins[0]} and {text.origins[1]}: hold the same text; give two languages"
+            )
+        if not corpus["clean"]["language_check"]:
+            continue
+        sides = (
+            (text.source, corpus["source"], text.origins[0]),
+            (text.target, corpus["target"], text.origins[1]),
+        )
+        for lines, language, origin in sides:
+            if seen := languages.mismatch(lines, language):
+                raise UserError(
+                    f"{origin}: is said to be '{language}' but looks like {seen}; mend swapped or misnamed "
+                    "languages, or accept it with --no-language-check"
+                )
+
+
+def clean(raw: dict[str, Pairs], corpus: dict[str, Any]) -> tuple[Splits, dict[str, dict[str, Any]]]:
+    """The normalised splits, the training one without the pairs to drop, and the counts for corpus.json."""
+    settings = corpus["clean"]
+    limits = Limits(**{key: settings[key] for key in Limits.__dataclass_fields__})
+    splits: Splits = {}
+    counts: dict[str, dict[str, Any]] = {}
+    for split, text in raw.items():
+        dropped: Counter[str] = Counter()
+        pairs = zip(text.source, text.target, strict=True)
+        normalised = (
+            (normalise(source), normalise(target))
+            for source, target in progress(pairs, f"cleaning {split}", len(text.source))
+        )
+        if split == "train":
+            splits[split] = list(clean_pairs(normalised, limits, dropped))
+        else:
+            # Scores are comparable on whole sets only: nothing is dropped here.
+            splits[split] = list(normalised)
+            if settings["empty_evaluation_lines"] == "error":
+                _refuse_empty(splits[split], text)
+        counts[split] = {
+            "read": len(text.source),
+            "kept": len(splits[split]),
+            "dropped": {reason: dropped[reason] for reason in REASONS if dropped[reason]},
+        }
+    if not splits["train"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["train"]["dropped"].items())
+        raise UserError(
+            f"{raw['train'].origins[0]}: cleaning leaves no training pair ({reasons}); mend it or the limits"
+        )
+    return splits, counts
+
+
+def _refuse_empty(pairs: list[tuple[str, str]], text: Pairs) -> None:
+    for number, sides in enumerate(pairs, 1):
+        for line, origin in zip(sides, text.origins, strict=True):
+            if not line:
+                raise UserError(
+                    f"{origin}, line {number}: is empty; validation and test sets are used whole: "
+                    "mend this line in both languages (or set clean.empty_evaluation_lines: keep)"
+                )
+
+
+def leaks(splits: Splits) -> dict[str, int]:
+    """How many source sentences of each other split occur in the training text, where any do."""
+    seen = {source for source, _ in splits["train"]}
+    counts = {
+        split: sum(source in seen for source, _ in pairs)
+        for split, pairs in splits.items()
+        if split != "train"
+    }
+    return {split: count for split, count in counts.items() if count}
+
+
+def table(counts: dict[str, dict[str, Any]]) -> str:
+    """What was read, kept and dropped, for people."""
+    rows = [["split", "read", "kept", *REASONS]]
+    for split, count in counts.items():
+        numbers = [count["read"], count["kept"], *(count["dropped"].get(reason, 0) for reason in REASONS)]
+        rows.append([split, *(f"{number:,}" for number in numbers)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    )
+
+
+def prepare(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    name, path, settings = settings_of(options)
+    place = Place(options.data.absolute(), name)
+    found = inputs.locate(options, path, settings)
+    fingerprint = inputs.fingerprint(settings, found)
+    if up_to_date(place, fingerprint, force=options.force):
+        return
+
+    say(f"reading {name}: {settings['description']}")
+    raw, tests = inputs.read(found, path, settings)
+    check_languages(raw, settings)
+    splits, counts = clean(raw, settings)
+    del raw
+    say(table(counts))
+    leaked = leaks(splits)
+    for split, count in leaked.items():
+        message = f"{split}: {count:,} of {len(splits[split]):,} source sentences occur in the training text"
+        if found.reader == "quickstart":
+            raise UserError(f"{path}: {message}; change the seed or the sizes under 'quickstart'")
+        warn(message)
+
+    corpus = Ingredients(name, settings, splits, counts, tests, leaked, fingerprint)
+    with made(place.data), place.locked() as lock:
+        place.recover()
+        # Another process may have built it while this one was reading or waiting.
+        if up_to_date(place, fingerprint, force=options.force):
+            return
+        try:
+            place.partial.mkdir()
+            build(place.partial, corpus, lock)
+            place.install()
+        except BaseException as error:
+            shutil.rmtree(place.partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(place.final)  # a write that fails does not know its file
+            raise
+    say(f"wrote {place.final}")
+
+
+def up_to_date(place: Place, fingerprint: str, *, force: bool) -> bool:
+    """Whether there is nothing to do; `UserError` where the final place holds what must not be replaced."""
+    state = place.state(fingerprint)
+    if state is State.FOREIGN:
+        raise UserError(
+            f"{place.final}: exists and is no prepared corpus; choose another --name or --data, or remove it"
+        )
+    if state is State.OTHER and not force:
+        raise UserError(
+            f"{place.final}: was prepared from other text or with other settings; --force builds it anew, "
+            "--name NAME writes beside it"
+        )
+    if state is State.COMPLETE and not force:
+        say(f"{place.final} is up to date")
+    return state is State.COMPLETE and not force
+
+
+SPACE, FOLDER = (
+    "free some space or choose another folder with --data",
+    "choose a folder to write in with --data",
+)
+REMEDIES = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+}
+
+
+def cli() -> None:
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)  # so that what was begun is removed
+    try:
+        prepare()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = error.filename or "output"
+        raise UserError(f"{where}: {error.strerror}; {REMEDIES.get(error.errno, FOLDER)}") from None
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -1,0 +1,33 @@
+"""What the preparation tells people: lines on standard output, warnings and progress on standard error."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+INTERVAL = 10.0  # seconds between two lines of progress where there is no terminal to draw a bar on
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Pass on `items` and show how far they are once that takes longer than a moment."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=label, total=total, leave=False, delay=1)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        yield item
+        if done % 1024 == 0 and time.monotonic() - last > INTERVAL:
+            last = time.monotonic()
+            print(f"{label}: {done:,} of {total:,}", file=sys.stderr, flush=True)

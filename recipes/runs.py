@@ -1,0 +1,400 @@
+"""Run folders: what a training was asked, where it stands, and that only one process works in it.
+
+RUNS/CORPUS/MODEL/
+    checkpoints/      fairseq's checkpoints
+    run.json          command, versions, commit, seed, corpus fingerprint, where the training stands
+    progress.jsonl    one JSON object a log interval, an epoch and a validation
+    train.log         the same for people, and all else that the training printed
+    evaluation/       written by recipes/evaluate.sh
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from fairseq_host.errors import UserError
+from recipes import declarative
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Distributions whose version a score depends on.
+DISTRIBUTIONS = ("thoth-seq2seq", "torch", "ve-fairseq", "sentencepiece", "sacrebleu", "numpy")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def call(script: str, arguments: argparse.Namespace) -> str:
+    """The call of another recipe for the same corpus, model and folders."""
+    parts = [script, arguments.corpus, arguments.model]
+    for name in ("data", "runs"):
+        if getattr(arguments, name) != Path(name):
+            parts += [f"--{name}", str(getattr(arguments, name))]
+    return shlex.join(parts)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes of libraries: those that matter to a user are ours to tell."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what the disk refuses (full, read-only, a folder in a file's place) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = (
+            "free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        )
+        raise UserError(f"{where}{error.strerror}; {remedy}") from None
+
+
+def writable(folder: Path) -> bool:
+    """Whether a file can be made in `folder`: tried, since permissions do not tell of read-only disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` when tracked files differ from it; None outside of git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each distribution that is installed."""
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def short_name(argument: str, option: str) -> str:
+    """The folder name that CORPUS or MODEL stands for: itself, or the stem of a path to a .yaml file."""
+    name = Path(argument).stem if argument.endswith((".yaml", ".yml")) else argument
+    if not name or name.startswith(".") or "/" in name or os.sep in name:
+        raise UserError(f"{option} {argument!r} is neither a name nor a path to a .yaml file")
+    return name
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that recipes/prepare.sh has built."""
+
+    argument: str
+    name: str
+    folder: Path
+    source: str
+    target: str
+    fingerprint: str
+    subword_models: dict[str, Path]
+    splits: tuple[str, ...]
+    files: dict[str, str]
+
+    @property
+    def bin(self) -> Path:
+        """The folder of `fairseq-preprocess`'s output."""
+        return self.folder / "bin"
+
+    @property
+    def prepare_again(self) -> str:
+        """The remedy for damage."""
+        return f"build it anew with: {_prepare_call(self.argument, self.folder.parent)} --force"
+
+    def verify(self, *parts: str) -> None:
+        """Compare the files below the sub-folders or files `parts` with the sums in corpus.json.
+
+        Raises a UserError that names the first file that is missing or differs.
+        """
+        for name, known in self.files.items():
+            if not any(name == part or name.startswith(part + "/") for part in parts):
+                continue
+            path = self.folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing; {self.prepare_again}")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != known:
+                    raise UserError(f"{path}: damaged or changed since it was prepared; {self.prepare_again}")
+
+    def text(self, split: str, language: str) -> Path:
+        """The plain text of one side of a split."""
+        return self.folder / "text" / f"{split}.{language}"
+
+
+def _prepare_call(argument: str, data: Path) -> str:
+    """The call that builds a corpus; one without a corpus file of its own was made from the user's files."""
+    known = argument.endswith((".yaml", ".yml")) or (ROOT / "recipes/corpora" / f"{argument}.yaml").is_file()
+    parts = ["recipes/prepare.sh", *([argument] if known else ["files", "--name", argument])]
+    if data != Path("data"):
+        parts += ["--data", str(data)]
+    return shlex.join(parts) + ("" if known else " ...")
+
+
+def open_corpus(argument: str, data: Path) -> Corpus:
+    """The prepared corpus of that name below `data`, if complete; else a UserError with the remedy."""
+    name = short_name(argument, "CORPUS")
+    folder = data / name
+    prepare = _prepare_call(argument, data)
+    description = folder / "corpus.json"
+    if not description.is_file():
+        raise UserError(f"{folder}: no prepared corpus here; build it with: {prepare}")
+    again = f"build it anew with: {prepare} --force"
+    try:
+        facts = json.loads(description.read_text(encoding="utf-8"))
+        source, target = facts["source"], facts["target"]
+        models = {language: folder / facts["subwords"]["models"][language] for language in (source, target)}
+        fingerprint, splits = str(facts["fingerprint"]), tuple(facts["splits"])
+        files = {str(name): str(digest) for name, digest in facts.get("files", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{description}: damaged ({type(error).__name__}: {error}); {again}") from None
+    needed = [folder / "bin" / f"dict.{language}.txt" for language in (source, target)]
+    for split in ("train", "valid"):
+        for language in (source, target):
+            stem = f"{split}.{source}-{target}.{language}"
+            needed += [folder / "bin" / f"{stem}.bin", folder / "bin" / f"{stem}.idx"]
+    for path in [*needed, *models.values()]:
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {again}")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: empty; {again}")
+    return Corpus(
+        argument=argument,
+        name=name,
+        folder=folder,
+        source=source,
+        target=target,
+        fingerprint=fingerprint,
+        subword_models=models,
+        splits=splits,
+        files=files,
+    )
+
+
+def plugin(model: declarative.ModelFile) -> Path | None:
+    """The folder of the model file's plugin: below the checkout, or an absolute path. None without one."""
+    if model.user_dir is None:
+        return None
+    folder = ROOT / model.user_dir
+    if not (folder / "__init__.py").is_file():
+        raise UserError(
+            f"{model.path}: user_dir {model.user_dir!r} is no plugin: {folder}/__init__.py is missing"
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one model trained on one corpus."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def progress_path(self) -> Path:
+        return self.folder / "progress.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "train.log"
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from."""
+        return any(self.checkpoints.glob("*.pt"))
+
+    def record(self) -> dict[str, Any] | None:
+        """What run.json says; None without one."""
+        try:
+            found = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise UserError(f"{self.record_path}: not JSON; start the run anew with --force") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{self.record_path}: not a JSON object; start the run anew with --force")
+        return found
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        write_json(self.record_path, record)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """The records of progress.jsonl; a last line cut short by a kill is left out."""
+        records = []
+        try:
+            lines = self.progress_path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                records.append(found)
+        return records
+
+    def clear(self) -> None:
+        """Remove what a training and its evaluations wrote, the record last; nothing else of the folder."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for evaluation in self.folder.glob("evaluation*"):
+            shutil.rmtree(evaluation, ignore_errors=True)
+        for path in (self.progress_path, self.log_path, self.record_path):
+            path.unlink(missing_ok=True)
+
+    def create(self) -> None:
+        """Make the folder and its checkpoints folder, or say why that cannot be."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError):
+            raise UserError(
+                f"{self.folder}: a file is in the way; choose another folder with --runs"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot create it ({error.strerror}); choose another with --runs"
+            ) from None
+        if not writable(self.folder) or not writable(self.checkpoints):
+            raise UserError(f"{self.folder}: not writable; choose another folder with --runs")
+
+    @contextmanager
+    def lock(self) -> Iterator[IO[str]]:
+        """Hold the run folder, which must exist, against other trainings.
+
+        Yields the locked file. A process that has it as its standard input keeps the lock alive, so that
+        trainings left behind by a killed launcher still exclude a second one.
+        """
+        path = self.folder / ".lock"
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the `with` below
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot write ({error.strerror}); choose another folder with --runs"
+            ) from None
+        with file:
+            if not _locked(file) and not (_end_orphans(path) and _locked(file)):
+                raise UserError(
+                    f"{self.folder}: another training works in this folder; wait for it to end, or stop it"
+                )
+            yield file
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock, unless somebody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _end_orphans(lock: Path) -> bool:
+    """End trainings whose launcher was killed; False if there is one, or if they cannot be ended.
+
+    A launcher has the lock open beside its standard input, the trainings it started have it as that (Linux).
+    """
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        holders = _holders(lock)
+        if any(descriptors != {"0"} for descriptors in holders.values()):
+            return False
+        if not holders:
+            return sys.platform == "linux"
+        for process in holders:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+    return False
+
+
+def _holders(lock: Path) -> dict[int, set[str]]:
+    """Other processes that have the file `lock` open, with the numbers of their file descriptors."""
+    place = lock.resolve()
+    found: dict[int, set[str]] = {}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        process = int(link.parts[2])
+        if process == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(link)) == place:
+                found.setdefault(process, set()).add(link.name)
+    return found

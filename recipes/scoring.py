@@ -1,0 +1,62 @@
+"""BLEU, chrF and TER of detokenised text by sacreBLEU's Python API, with signatures, and their table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairseq_host.errors import UserError
+
+METRICS = ("bleu", "chrf", "ter")
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, dict[str, Any]]:
+    """{"bleu": {"score", "signature"}, "chrf": ..., "ter": ...} of `hypotheses` against one reference each.
+
+    `language` (of the references) chooses sacreBLEU's tokeniser for BLEU where 13a does not fit (zh, ja, ko);
+    all else is sacreBLEU's default. Raises a UserError when there is nothing to score or the numbers of lines
+    differ.
+    """
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    if not references:
+        raise UserError("no reference sentences: there is nothing to score")
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{len(hypotheses):,} translations for {len(references):,} references: they must be as many"
+        )
+    if not any(reference.strip() for reference in references):
+        raise UserError("all references are empty: there is nothing to score")
+    try:
+        metrics: dict[str, Any] = {"bleu": BLEU(trg_lang=language), "chrf": CHRF(), "ter": TER()}
+    except (RuntimeError, ImportError) as error:
+        raise UserError(f"sacreBLEU's tokeniser for {language}: {str(error).splitlines()[0]}") from None
+    found = {}
+    for name, metric in metrics.items():
+        result = metric.corpus_score(list(hypotheses), [list(references)])
+        found[name] = {"score": result.score, "signature": str(metric.get_signature())}
+    return found
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """Scores with their signatures, then what they were measured with, as aligned text."""
+    names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)"}
+    lines = [
+        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {scores['model']}",
+        "",
+    ]
+    for name in METRICS:
+        lines.append(f"{names[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
+    rows: list[tuple[str, str]] = [
+        ("parameters", f"{scores['parameters']:,}"),
+        ("checkpoint", scores["checkpoint"]),
+        ("updates", f"{scores['updates']:,}" if scores.get("updates") is not None else "unknown"),
+        ("search", f"beam {scores['beam']}, length penalty {scores['lenpen']:g}"),
+        ("decoding", f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"),
+        ("device", f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"),
+        ("commit", scores["commit"] or "unknown"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in scores["versions"].items())),
+        ("command", scores["command"]),
+    ]
+    if scores.get("training_seconds"):
+        rows.insert(3, ("training", f"{scores['training_seconds'] / 60:.1f} minutes"))
+    lines += ["", *(f"{name:<12} {value}" for name, value in rows)]
+    return "\n".join(lines) + "\n"

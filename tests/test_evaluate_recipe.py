@@ -1,0 +1,477 @@
+"""recipes/evaluate.sh and recipes.decoding: translations in order, whatever the batches, and refusals."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipe_runs import files, prepared, recipe, refused, trained
+from sacrebleu.metrics import BLEU, CHRF, TER
+
+from fairseq_host import checkpoints
+from fairseq_host.errors import UserError
+from recipes import decoding, evaluate, runs
+
+
+@pytest.fixture(scope="session")
+def data(shared_folder: Path) -> Path:
+    return prepared(shared_folder)
+
+
+@pytest.fixture(scope="session")
+def mini(shared_folder: Path, data: Path) -> Path:
+    return shared_folder / "mini.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path) -> Path:
+    """A runs folder with a finished run. Do not write into it."""
+    return trained(shared_folder)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same, to write into."""
+    shutil.copytree(finished, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def translator(data: Path, finished: Path) -> decoding.Translator:
+    path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
+    corpus = runs.open_corpus("toy", data)
+    return decoding.load_translator(
+        checkpoints.load(path), path=path, corpus=corpus, user_dir=None, device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def sentences(data: Path) -> list[str]:
+    return decoding.read_lines(data / "toy/text/test.de")
+
+
+# --- the whole recipe ---------------------------------------------------------------------------------
+
+
+def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) -> None:
+    call = ["toy", mini, "--data", data, "--runs", copied, "--cpu"]
+    done = recipe("evaluate", *call)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = copied / "toy/mini/evaluation"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"hypotheses.txt", "references.txt", "scores.json", "scores.txt", "training.png",
+                     *(f"alignment-{n}.png" for n in range(1, 5))}  # fmt: skip
+    hypotheses = decoding.read_lines(folder / "hypotheses.txt")
+    references = decoding.read_lines(folder / "references.txt")
+    assert (folder / "references.txt").read_bytes() == (data / "toy/text/test.en").read_bytes()
+    assert len(hypotheses) == len(references) == 24
+    assert len(set(hypotheses)) > 1
+
+    scores = json.loads((folder / "scores.json").read_text())
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF()), ("ter", TER())):
+        assert scores[name]["score"] == metric.corpus_score(hypotheses, [references]).score
+        assert scores[name]["signature"] == str(metric.get_signature())
+    assert scores["sentences"] == 24
+    assert scores["seconds"] > 0
+    assert scores["tokens_per_second"] == pytest.approx(scores["tokens"] / scores["seconds"], rel=0.05)
+    record = runs.Run(copied / "toy/mini").record()
+    assert record is not None
+    assert scores["parameters"] == record["parameters"]
+    assert scores["checkpoint"] == "checkpoint_best.pt"
+    assert scores["updates"] == record["best_updates"]
+    assert scores["beam"] == 3  # the model file's
+    assert scores["command"].startswith("recipes/evaluate.sh toy ")
+    assert scores["versions"]["torch"] == torch.__version__
+    assert scores["training_command"] == record["command"]
+    assert done.stdout.splitlines()[-1] == f"BLEU = {scores['bleu']['score']:.2f}"
+    assert done.stdout.count("BLEU = ") == 1
+    assert scores["bleu"]["signature"] in done.stdout
+
+    # Once more, in other batches: the same translations and scores, and nothing left over.
+    again = recipe("evaluate", *call, "--max-tokens", 12, "--pictures", 1)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert decoding.read_lines(folder / "hypotheses.txt") == hypotheses
+    repeated = json.loads((folder / "scores.json").read_text())
+    assert [repeated[name] for name in ("bleu", "chrf", "ter")] == [
+        scores[name] for name in ("bleu", "chrf", "ter")
+    ]
+    assert {path.name for path in folder.iterdir()} == names - {f"alignment-{n}.png" for n in range(2, 5)}
+    assert not list((copied / "toy/mini").glob(".evaluation*"))
+
+
+def test_another_split_average_and_beam_stand_apart(
+    copied: Path, data: Path, mini: Path, tmp_path: Path
+) -> None:
+    call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0"]
+    done = recipe("evaluate", *call, "--split", "valid", "--average", "2", "--beam", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (copied / "toy/mini/evaluation").exists()
+    scores = json.loads((copied / "toy/mini/evaluation-valid/scores.json").read_text())
+    assert scores["checkpoint"] == "the average of checkpoint4.pt, checkpoint3.pt"
+    assert (scores["beam"], scores["sentences"], scores["split"]) == (1, 20, "valid")
+    assert len(decoding.read_lines(copied / "toy/mini/evaluation-valid/hypotheses.txt")) == 20
+
+
+def arguments_for(data: Path, folder: Path, mini: Path, *more: str) -> argparse.Namespace:
+    return evaluate.parser().parse_args(
+        ["toy", str(mini), "--data", str(data), "--runs", str(folder), "--cpu", "--pictures", "0", *more]
+    )
+
+
+@pytest.mark.parametrize("stage", ["score", "table"])
+def test_a_failing_evaluation_keeps_the_last_one(
+    stage: str,
+    copied: Path,
+    data: Path,
+    mini: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Broken off before or while the results are written: the earlier ones stay, and no BLEU is printed."""
+    earlier = copied / "toy/mini/evaluation"
+    earlier.mkdir()
+    (earlier / "scores.json").write_text('{"bleu": "earlier"}')
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"recipes.scoring.{stage}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(arguments_for(data, copied, mini), ["recipes/evaluate.sh"])
+    assert files(earlier) == {"scores.json": b'{"bleu": "earlier"}'}
+    assert not list((copied / "toy/mini").glob(".evaluation*"))
+    assert "BLEU = " not in capsys.readouterr().out
+
+
+def test_the_quickstart_script_explains_itself(tmp_path: Path) -> None:
+    done = recipe("quickstart", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Safe to interrupt and to repeat" in done.stdout
+    refused(recipe("quickstart", "--fast", cwd=tmp_path), "--fast")
+    refused(recipe("quickstart", "--data", cwd=tmp_path), "--data")
+    assert not list(tmp_path.iterdir())
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "unknown corpus": (["nowhere", "{mini}"], ["nowhere", "recipes/prepare.sh"]),
+    "unknown model": (["toy", "nonsense"], ["unknown model 'nonsense'"]),
+    "beam of zero": (["toy", "{mini}", "--beam", "0"], ["--beam", "from 1"]),
+    "beam as text": (["toy", "{mini}", "--beam", "wide"], ["--beam"]),
+    "unknown split": (["toy", "{mini}", "--split", "foo"], ["--split foo", "train, valid, test"]),
+    "average of none": (["toy", "{mini}", "--average", "0"], ["--average", "from 1"]),
+    "average of too many": (["toy", "{mini}", "--average", "9"], ["--average 9", "only 4"]),
+    "average and best": (
+        ["toy", "{mini}", "--average", "2", "--checkpoint", "best"],
+        ["--average", "--checkpoint"],
+    ),
+    "unknown checkpoint": (["toy", "{mini}", "--checkpoint", "worst"], ["--checkpoint", "worst"]),
+    "no tokens a batch": (["toy", "{mini}", "--max-tokens", "0"], ["--max-tokens", "from 1"]),
+    "huge length penalty": (["toy", "{mini}", "--lenpen", "1e9"], ["--lenpen"]),
+    "length penalty of nan": (["toy", "{mini}", "--lenpen", "nan"], ["--lenpen"]),
+    "negative pictures": (["toy", "{mini}", "--pictures", "-1"], ["--pictures"]),
+    "never trained": (["toy", "transformer"], ["toy/transformer", "recipes/train.sh toy transformer"]),
+    "output is a file": (["toy", "{mini}", "--output", "{mini}"], ["{mini}", "--output"]),
+    "output holds other things": (["toy", "{mini}", "--output", "{data}"], ["{data}", "--output"]),
+    "output is not writable": (["toy", "{mini}", "--output", "/proc/nowhere"], ["/proc", "--output"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_calls_are_refused(case: str, data: Path, finished: Path, mini: Path) -> None:
+    arguments, words = WRONG[case]
+    before = files(finished), files(data)
+    given = [argument.format(mini=mini, data=data) for argument in arguments]
+    done = recipe("evaluate", *given, "--data", data, "--runs", finished)
+    refused(done, *[word.format(mini=mini, data=data) for word in words])
+    assert (files(finished), files(data)) == before
+
+
+BROKEN = {
+    "checkpoint is missing": ("checkpoint_best.pt", "missing"),
+    "checkpoint is empty": ("checkpoint_best.pt", "empty"),
+    "checkpoint is cut short": ("checkpoint_best.pt", "truncated"),
+    "all checkpoints are missing": ("checkpoints", "recipes/train.sh toy"),
+    "run.json is missing": ("run.json", "recipes/train.sh toy"),
+    "run.json is cut short": ("run.json", "--force"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_runs_are_refused(case: str, copied: Path, data: Path, mini: Path) -> None:
+    folder = copied / "toy/mini"
+    best = folder / "checkpoints/checkpoint_best.pt"
+    if case == "all checkpoints are missing":
+        shutil.rmtree(folder / "checkpoints")
+    elif case.endswith("missing"):
+        (best if "checkpoint" in case else folder / "run.json").unlink()
+    else:
+        path = best if "checkpoint" in case else folder / "run.json"
+        path.write_bytes(b"" if "empty" in case else path.read_bytes()[: path.stat().st_size // 2])
+    before = files(copied)
+    done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu")
+    refused(done, *BROKEN[case])
+    assert "recipes/train.sh" in done.stderr or "--force" in done.stderr
+    assert files(copied) == before
+
+
+@pytest.mark.parametrize("side", ["de", "en"])
+def test_changed_texts_are_refused(side: str, data: Path, finished: Path, mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data/toy/text" / f"test.{side}"
+    path.write_text("\n".join(path.read_text().split("\n")[1:]))
+    done = recipe("evaluate", "toy", mini, "--data", tmp_path / "data", "--runs", finished, "--cpu")
+    refused(done, f"test.{side}", "recipes/prepare.sh files --name toy")
+
+
+def test_a_checkpoint_of_another_corpus_is_refused(data: Path, finished: Path) -> None:
+    path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
+    state = checkpoints.load(path)
+    state["model"] = {
+        name: value[:-1] if "embed_tokens" in name else value for name, value in state["model"].items()
+    }
+    with pytest.raises(UserError, match="does not fit the corpus"):
+        decoding.load_translator(
+            state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu"
+        )
+
+
+def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "toy", tmp_path / "toy")
+    corpus = runs.open_corpus("toy", tmp_path)
+    path = tmp_path / "toy/text/test.en"
+    path.write_text(path.read_text() + "ONE MORE\n")
+    with pytest.raises(UserError, match=r"test\.en: 25 lines for 24"):
+        evaluate.read_split(corpus, "test")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"test\.en: not UTF-8 at byte 0"):
+        evaluate.read_split(corpus, "test")
+
+
+def test_unreadable_search_options_name_the_model_file() -> None:
+    for given, words in (
+        ({"beams": 3}, "unknown option beams"),
+        ({"beam": 0}, "beam must be a whole number from 1"),
+        ({"beam": 2.5}, "beam must be"),
+        ({"lenpen": "long"}, "lenpen must be a number"),
+        ({"beam": True}, "beam must be"),
+    ):
+        with pytest.raises(UserError, match=f"some.yaml: .*{words}|some.yaml: {words}"):
+            decoding.checked(given, "some.yaml")
+    assert decoding.checked({"beam": "3", "lenpen": 1}, "x") == decoding.GENERATE | {"beam": 3, "lenpen": 1.0}
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def options(**given: Any) -> dict[str, Any]:
+    return decoding.checked({name.replace("_", "-"): value for name, value in given.items()}, "options")
+
+
+@pytest.mark.parametrize("max_tokens", [1, 17, 100])
+def test_translations_do_not_depend_on_batches_nor_order(
+    max_tokens: int, translator: decoding.Translator, sentences: list[str]
+) -> None:
+    search = options(beam=3, max_len_a=1.5, max_len_b=5)
+    expected, _ = translator.translate(sentences, search)
+    found, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
+    assert [t.text for t in found] == [t.text for t in expected][::-1]
+    assert [t.pieces for t in found] == [t.pieces for t in expected][::-1]
+
+
+def test_translations_are_those_of_fairseqs_generator(
+    translator: decoding.Translator, sentences: list[str]
+) -> None:
+    """One sentence at a time through fairseq-interactive's own way of making a batch."""
+    found, statistics = translator.translate(sentences[:8], options(beam=3, max_len_b=30))
+    task = translator.task
+    generator = task.build_generator([translator.model], argparse.Namespace(beam=3, max_len_b=30))
+    total = 0
+    for sentence, translation in zip(sentences, found, strict=False):
+        line = " ".join(translator.source_pieces.encode(sentence, out_type=str))
+        tokens = task.source_dictionary.encode_line(line, add_if_not_exist=False, append_eos=True).long()
+        dataset = task.build_dataset_for_inference([tokens], [tokens.numel()])
+        hypothesis = task.inference_step(generator, [translator.model], dataset.collater([dataset[0]]))[0][0]
+        assert torch.equal(hypothesis["tokens"], translation.tokens)
+        assert float(hypothesis["score"]) == pytest.approx(translation.score, abs=1e-5)
+        total += len(hypothesis["tokens"])
+    assert statistics.tokens == total
+
+
+def test_batches_are_of_like_length_and_within_the_limit(translator: decoding.Translator) -> None:
+    lengths = [3, 9, 9, 1, 4, 4, 4, 20, 2]
+    batches = list(translator.batches(lengths, 12))
+    assert sorted(index for batch in batches for index in batch) == list(range(9))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 12
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+    assert list(translator.batches([], 12)) == []
+
+
+def test_empty_unknown_and_overlong_sentences(translator: decoding.Translator, sentences: list[str]) -> None:
+    plain, _ = translator.translate([sentences[0]], options())
+    odd = ["", sentences[0], "   ", "日本 ??", "bake " * 3000]
+    found, statistics = translator.translate(odd, options(max_len_b=20))
+    assert [t.text for t in found][:3] == ["", plain[0].text, ""]
+    assert len(found) == 5
+    assert statistics.truncated == 1
+    assert all("\n" not in t.text for t in found)
+
+
+def test_progress_counts_every_sentence(translator: decoding.Translator, sentences: list[str]) -> None:
+    class Counter:
+        done = 0
+
+        def update(self, count: int) -> None:
+            self.done += count
+
+    counter = Counter()
+    translator.translate([*sentences, "", ""], options(beam=1), progress=counter)
+    assert counter.done == len(sentences) + 2
+
+
+def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("one\u2028still one\ntwo\x85\n\nfour", encoding="utf-8", newline="\n")
+    assert decoding.read_lines(tmp_path / "text") == ["one\u2028still one", "two\x85", "", "four"]
+    (tmp_path / "text").write_text("", encoding="utf-8")
+    assert decoding.read_lines(tmp_path / "text") == []
+    with pytest.raises(UserError, match=r"nothing.*recipes/prepare.sh"):
+        decoding.read_lines(tmp_path / "nothing")
+
+
+# --- alignments ---------------------------------------------------------------------------------
+
+
+def test_pieces_are_joined_to_words() -> None:
+    pieces = ["▁Haus", "tür", "▁", "x", ".", "▁ja"]
+    assert decoding.words(pieces) == [("Haustür", 0, 2), ("x.", 2, 5), ("ja", 5, 6)]
+    assert decoding.words(["a", "b"]) == [("ab", 0, 2)]
+    assert decoding.words([]) == []
+
+
+def test_alignments_are_distributions_over_words(
+    translator: decoding.Translator, sentences: list[str]
+) -> None:
+    found, _ = translator.translate(sentences[:5], options(max_len_b=30))
+    for sentence, translation in zip(sentences, found, strict=False):
+        alignment = translator.alignment(sentence, translation)
+        assert alignment is not None
+        assert alignment.source == [*sentence.split(), "</s>"]
+        assert "".join(alignment.target) == translation.text.replace(" ", "")
+        assert alignment.weights.shape == (len(alignment.target), len(alignment.source))
+        assert (alignment.weights >= 0).all()
+        assert alignment.weights.sum(1) == pytest.approx(1, abs=1e-4)
+
+
+class Aligner(torch.nn.Module):
+    """A model that says what it looks at only when asked: piece t at piece S - 1 - t of the source."""
+
+    class Decoder(torch.nn.Module):
+        need_alignments = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = self.Decoder()
+
+    def forward(
+        self, source: torch.Tensor, lengths: torch.Tensor, previous: torch.Tensor
+    ) -> tuple[Any, dict[str, Any]]:
+        eye = torch.eye(source.size(1)).flip(1)[: previous.size(1)]  # (T, S)
+        return None, {"attn": [eye[None]] if self.decoder.need_alignments else None}
+
+
+@pytest.fixture
+def aligner(translator: decoding.Translator) -> Iterator[Aligner]:
+    model, translator.model = translator.model, Aligner()
+    yield translator.model
+    translator.model = model
+
+
+def test_alignments_are_asked_for_and_merged(aligner: Aligner, translator: decoding.Translator) -> None:
+    sentence = "bake lomi nura"
+    pieces = translator.source_pieces.encode(sentence, out_type=str)
+    eos = torch.tensor([translator.task.target_dictionary.eos()])
+    tokens = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
+    translation = decoding.Translation(sentence, pieces, tokens, 0.0)
+    alignment = translator.alignment(sentence, translation)
+    assert alignment is not None
+    assert alignment.target == ["bake", "lomi", "nura"]
+    assert not aligner.decoder.need_alignments  # switched off again
+    starts = [start for _, start, _ in decoding.words(pieces)]
+    # The first piece looks at the end of sentence, the second at the last piece, ...
+    assert alignment.weights[0, 3] == pytest.approx(1 / (starts[1] - starts[0]))
+    assert alignment.weights.sum(1) == pytest.approx(1)
+
+
+def test_models_without_alignments_and_empty_translations(
+    translator: decoding.Translator, sentences: list[str]
+) -> None:
+    class Silent(torch.nn.Module):
+        def forward(self, *_: Any) -> tuple[Any, None]:
+            return None, None
+
+    translation, _ = translator.translate(sentences[:1], options())
+    model, translator.model = translator.model, Silent()
+    try:
+        assert translator.alignment(sentences[0], translation[0]) is None
+    finally:
+        translator.model = model
+    eos = torch.tensor([translator.task.target_dictionary.eos()])
+    assert translator.alignment(sentences[0], decoding.Translation("", [], eos, 0.0)) is None
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+def test_the_last_epochs_are_averaged(finished: Path) -> None:
+    run = runs.Run(finished / "toy/mini")
+    names = [path.name for path in evaluate.choose_checkpoints(run, "average", 3, "train")]
+    assert names == ["checkpoint4.pt", "checkpoint3.pt", "checkpoint2.pt"]
+    assert len(evaluate.choose_checkpoints(run, "average", None, "train")) == 4  # five where there are five
+    assert [p.name for p in evaluate.choose_checkpoints(run, "last", None, "train")] == ["checkpoint_last.pt"]
+    paths = evaluate.choose_checkpoints(run, "average", 2, "train")
+    mean = evaluate.load(paths, "train")["model"]
+    one, two = (checkpoints.load(path)["model"] for path in paths)
+    for name, value in mean.items():
+        assert torch.allclose(value, (one[name] + two[name]) / 2), name
+
+
+def test_epochs_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for name in (
+        "checkpoint2.pt",
+        "checkpoint10.pt",
+        "checkpoint_best.pt",
+        "checkpoint_1_500.pt",
+        "checkpoint9.pt",
+    ):
+        (tmp_path / name).touch()
+    assert [p.name for p in evaluate.epoch_checkpoints(tmp_path)] == [
+        "checkpoint10.pt",
+        "checkpoint9.pt",
+        "checkpoint2.pt",
+    ]
+
+
+def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
+    texts = [" ".join(["word"] * (n % 30)) for n in range(300)]
+    chosen = evaluate.chosen_for_pictures(texts, texts, 4)
+    assert chosen == evaluate.chosen_for_pictures(texts, texts, 4)
+    assert len(set(chosen)) == 4
+    assert all(5 <= len(texts[i].split()) <= 14 for i in chosen)
+    assert chosen[-1] > 150
+    assert evaluate.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
+    assert evaluate.chosen_for_pictures([], [], 4) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for name in ("new", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    evaluate.replace_folder(tmp_path / "new", tmp_path / "final")
+    assert files(tmp_path) == {"final/new": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]

@@ -1,0 +1,108 @@
+"""recipes.pictures: PNG files that show what they were given."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from recipes import pictures
+
+SOURCE = ["Ein", "Mann", "läuft", "im", "Park", "</s>"]
+TARGET = ["A", "man", "walks", "in", "the", "park"]
+
+
+def read(path: Path) -> np.ndarray:
+    """(height, width, 4) between 0 and 1."""
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return matplotlib.image.imread(path)
+
+
+def darkness(picture: np.ndarray) -> np.ndarray:
+    """(height, width): 1 where black."""
+    return 1 - picture[:, :, :3].mean(2)
+
+
+def test_an_alignment_is_dark_where_the_weights_are(tmp_path: Path) -> None:
+    weights = np.zeros((6, 6))
+    weights[4, 1] = 1.0  # "the" on "Mann"
+    pictures.alignment(SOURCE, TARGET, weights, tmp_path / "a.png")
+    picture = read(tmp_path / "a.png")
+    blue = (picture[:, :, 2] - picture[:, :, 0] > 0.25) & (darkness(picture) > 0.3)
+    # Left of the colour bar, whose own dark end is not meant.
+    rows, columns = np.nonzero(blue[:, : int(picture.shape[1] * 0.75)])
+    assert len(rows) > 100
+    height, width = picture.shape[:2]
+    assert 0.5 < rows.mean() / height < 0.95  # the fifth row of six, labels above
+    assert 0.1 < columns.mean() / width < 0.45  # the second column of six
+
+
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_the_picture_grows_with_the_sentence(count: int, tmp_path: Path) -> None:
+    words = [f"word{index}" for index in range(count)]
+    pictures.alignment(words, words, np.eye(count), tmp_path / "a.png", title="sentence 1")
+    height, width = read(tmp_path / "a.png").shape[:2]
+    assert width >= 40 * count  # every word has room for its label
+    assert height >= 40 * count
+
+
+def test_words_of_all_kinds_can_be_labels(tmp_path: Path) -> None:
+    source = ["$5", "a_b^c", "\\alpha", "日本", "x" * 60, ""]
+    pictures.alignment(source, ["&", "%"], np.full((2, 6), 1 / 6), tmp_path / "a.png", title="$ costs $")
+    assert read(tmp_path / "a.png").size > 0
+
+
+def test_weights_must_fit_the_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(6, 5\).*6 target and 6 source words"):
+        pictures.alignment(SOURCE, TARGET, np.zeros((6, 5)), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def records() -> list[dict[str, Any]]:
+    train = [
+        {"kind": "train", "updates": n, "seconds": n / 2, "loss": 9 - n / 50, "nll_loss": 8 - n / 50}
+        for n in range(10, 200, 10)
+    ]
+    valid = [
+        {"kind": "valid", "updates": n, "seconds": n / 2, "loss": loss, "nll_loss": loss - 1}
+        for n, loss in ((50, 8.0), (100, 6.5), (150, 6.0), (190, 6.2))
+    ]
+    return [*train, *valid]
+
+
+def test_training_curves_are_drawn(tmp_path: Path) -> None:
+    assert pictures.training(records(), tmp_path / "t.png", "a model on a corpus")
+    picture = read(tmp_path / "t.png")
+    red = (picture[:, :, 0] > 0.6) & (picture[:, :, 1] < 0.4)
+    # Both panels have a curve of validations.
+    half = picture.shape[1] // 2
+    assert red[:, :half].sum() > 200
+    assert red[:, half:].sum() > 200
+
+
+def test_the_same_records_are_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert pictures.training(records(), tmp_path / f"{name}.png", "t")
+        pictures.alignment(SOURCE, TARGET, np.eye(6), tmp_path / f"{name}2.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a2.png").read_bytes() == (tmp_path / "b2.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "few",
+    [
+        [{"kind": "valid", "updates": 5, "loss": 4.0, "seconds": 1.0}],
+        [{"kind": "train", "updates": 5, "loss": 4.0, "seconds": 1.0}],
+        [{"kind": "epoch", "updates": 5, "loss": 4.0}, {"kind": "valid", "updates": 5, "loss": 4.0}],
+    ],
+)
+def test_few_records_are_enough(few: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert pictures.training(few, tmp_path / "t.png", "t")
+    assert read(tmp_path / "t.png").size > 0
+
+
+@pytest.mark.parametrize("nothing", [[], [{"kind": "train"}], [{"kind": "other", "updates": 1, "loss": 1.0}]])
+def test_without_records_nothing_is_drawn(nothing: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert not pictures.training(nothing, tmp_path / "t.png", "t")
+    assert not (tmp_path / "t.png").exists()
