@@ -5,7 +5,7 @@ Every field becomes a command-line flag (``convnet_layers`` → ``--convnet-laye
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
@@ -24,10 +24,12 @@ class PervasiveConfig(FairseqDataclass):
     encoder_embed_dim: int = field(default=256, metadata={"help": "source embedding dimension"})
     decoder_embed_dim: int = field(default=256, metadata={"help": "target embedding dimension"})
     encoder_embed_path: Optional[str] = field(
-        default=None, metadata={"help": "pre-trained source embeddings (text: a header line, then 'token v1 v2 ...')"}
+        default=None,
+        metadata={"help": "pre-trained source embeddings (text: a header line, then 'token v1 v2 ...')"},
     )
     decoder_embed_path: Optional[str] = field(
-        default=None, metadata={"help": "pre-trained target embeddings (text: a header line, then 'token v1 v2 ...')"}
+        default=None,
+        metadata={"help": "pre-trained target embeddings (text: a header line, then 'token v1 v2 ...')"},
     )
     tie_embeddings: ChoiceEnum(TIES) = field(  # type: ignore[valid-type]
         default="decoder",
@@ -62,7 +64,8 @@ class PervasiveConfig(FairseqDataclass):
     )
     convnet_dropout: float = field(default=0.2, metadata={"help": "dropout after each convolution and feed-forward"})
     convnet_groups: int = field(
-        default=0, metadata={"help": "groups of the masked convolutions; 0: depth-wise (resnet), one group (densenet)"}
+        default=0,
+        metadata={"help": "groups of the masked convolutions; 0: depth-wise (resnet), one group (densenet)"},
     )
     convnet_checkpointing: bool = field(
         default=False, metadata={"help": "recompute each layer in the backward pass instead of storing it"}
@@ -88,7 +91,7 @@ class PervasiveConfig(FairseqDataclass):
 
 
 # What each named architecture changes in the defaults above.
-ARCHITECTURES: Dict[str, Dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     # The 2018 paper's network: 24 layers, growth 32, k = 5, max aggregation.
     "pervasive_densenet": dict(
         encoder_embed_dim=128,

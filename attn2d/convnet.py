@@ -8,7 +8,7 @@ every convolution, so that a sentence's result does not depend on what it is bat
 of its convolution's input, (B, rows_above, S, C); it is replaced in place by the new ones.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,11 @@ class NoNorm(nn.Module):
         return x if padding is None else x.masked_fill(padding, 0)
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": GridLayerNorm, "batch": GridBatchNorm, "none": NoNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": GridLayerNorm,
+    "batch": GridBatchNorm,
+    "none": NoNorm,
+}
 
 
 def last_rows(above: Tensor | None, x: Tensor, count: int) -> Tensor:
@@ -70,7 +74,12 @@ def last_rows(above: Tensor | None, x: Tensor, count: int) -> Tensor:
 
 
 class ConvNet(nn.Module):
-    """What both networks share: the layers' caches and gradient checkpointing."""
+    """What both networks share: the layers' caches and gradient checkpointing.
+
+    ``out_channels`` is C of the result.
+    """
+
+    out_channels: int
 
     def __init__(self, layers: list[nn.Module], *, checkpointing: bool):
         super().__init__()
@@ -173,15 +182,12 @@ class ResNet(ConvNet):
         self.out_channels = in_channels
         self.norm = NORMS[norm](in_channels)
 
-    def forward(
-        self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None) -> Tensor:
         """(B, T, S, C) → (B, T, S, C)."""
-        total: Tensor | None = None
-        for index in range(len(self.layers)):
+        x = total = self.run(0, x, padding, rows)
+        for index in range(1, len(self.layers)):
             x = self.run(index, x, padding, rows)
-            total = x if total is None else total + x
-        # The normalisation that follows makes the division by the number of layers needless, but for norm "none".
+            total = total + x
         return self.norm(total / len(self.layers), padding)
 
 
@@ -206,9 +212,7 @@ class DenseNetLayer(nn.Module):
         self.reduce = nn.Linear(channels, bottleneck, bias=False)
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
         self.norm2 = NORMS[norm](bottleneck)
-        self.conv = MaskedConv2d(
-            bottleneck, growth, kernel_size=kernel_size, dilation=dilation, groups=groups or 1
-        )
+        self.conv = MaskedConv2d(bottleneck, growth, kernel_size=kernel_size, dilation=dilation, groups=groups or 1)
 
     def forward(
         self, x: Tensor, padding: Tensor | None, above: Tensor | None = None, keep_rows: bool = False
@@ -264,13 +268,11 @@ class DenseNet(ConvNet):
         self.out_channels = in_channels + layers * growth
         self.norm = NORMS[norm](self.out_channels)
 
-    def forward(
-        self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None) -> Tensor:
         """(B, T, S, C) → (B, T, S, C + layers · growth)."""
         for index in range(len(self.layers)):
             x = torch.cat((x, self.run(index, x, padding, rows)), dim=-1)
         return F.relu(self.norm(x, padding))
 
 
-CONVNETS: dict[str, type[ConvNet]] = {"resnet": ResNet, "densenet": DenseNet}
+CONVNETS: dict[str, Callable[..., ConvNet]] = {"resnet": ResNet, "densenet": DenseNet}

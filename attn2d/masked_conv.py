@@ -26,9 +26,7 @@ class MaskedConv2d(nn.Module):
         ValueError: an even kernel size, or groups that do not divide the channels.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1, groups: int = 1
-    ):
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1, groups: int = 1):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"the kernel size must be odd and positive, given {kernel_size}")

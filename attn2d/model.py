@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attn2d import ops
 from attn2d.aggregators import AGGREGATORS
 from attn2d.config import ARCHITECTURES, PervasiveConfig
-from attn2d.convnet import CONVNETS
+from attn2d.convnet import CONVNETS, ConvNet
 from attn2d.grid import Grid
 from attn2d.options import check, load_embeddings
 
@@ -84,7 +84,7 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
     its convolution's input.
     """
 
-    def __init__(self, dictionary: Any, embedder: Embedder, grid: Grid, convnet: nn.Module, cfg: PervasiveConfig):
+    def __init__(self, dictionary: Any, embedder: Embedder, grid: Grid, convnet: ConvNet, cfg: PervasiveConfig):
         super().__init__(dictionary)
         self.embedder = embedder
         self.grid = grid
@@ -115,24 +115,18 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         """
         assert encoder_out is not None
         source = encoder_out["encoder_out"][0]  # (B, S, ·)
-        source_padding: Tensor | None = encoder_out["encoder_padding_mask"][0]  # (B, S)
-        stepping = incremental_state is not None
+        padding = encoder_out["encoder_padding_mask"][0]  # (B, S)
+        rows = None if incremental_state is None else self.cached_rows(incremental_state)
 
-        target_padding = None if stepping else prev_output_tokens.eq(self.dictionary.pad())
-        # Padding after a sentence cannot reach its rows; only padding before it (--left-pad-target) must be masked.
-        left_padded = target_padding is not None and bool(target_padding[:, 0].any())
-        if not bool(source_padding.any()):
-            source_padding = None
-        cells = None
-        if source_padding is not None:
-            cells = source_padding[:, None, :, None]  # (B, 1, S, 1)
-        if left_padded:
-            rows_padding = target_padding[:, :, None, None]  # (B, T, 1, 1)
-            cells = rows_padding if cells is None else cells | rows_padding
+        columns = padding if bool(padding.any()) else None
+        cells = None if columns is None else columns[:, None, :, None]  # (B, 1, S, 1)
+        if rows is None and bool(prev_output_tokens[:, 0].eq(self.dictionary.pad()).any()):
+            # --left-pad-target. Padding after a sentence, the usual side, cannot reach the sentence's rows.
+            cells = padding[:, None, :, None] | prev_output_tokens.eq(self.dictionary.pad())[:, :, None, None]
 
-        x = self.grid(source, self.embedder(prev_output_tokens, last_only=stepping))  # (B, T, S, C)
-        x = self.convnet(x, cells, self.cached_rows(incremental_state) if stepping else None)
-        x, alignments = self.aggregator(x, source_padding, alignments=not (self.training or stepping))
+        x = self.grid(source, self.embedder(prev_output_tokens, last_only=rows is not None))  # (B, T, S, C)
+        x = self.convnet(x, cells, rows)
+        x, alignments = self.aggregator(x, columns, alignments=not self.training and rows is None)
         x = F.dropout(x, self.dropout, self.training)  # (B, T, C)
         return self.output(self.project(x)), {"attn": None if alignments is None else [alignments]}
 
@@ -195,9 +189,7 @@ class PervasiveModel(FairseqEncoderDecoderModel):
                 (target_tokens, cfg.max_target_positions),
             )
         )
-        grid = Grid(
-            source_dim=cfg.encoder_embed_dim, target_dim=cfg.decoder_embed_dim, channels=cfg.convnet_channels
-        )
+        grid = Grid(source_dim=cfg.encoder_embed_dim, target_dim=cfg.decoder_embed_dim, channels=cfg.convnet_channels)
         network = {
             "resnet": dict(ffn_dim=cfg.resnet_ffn_dim),
             "densenet": dict(growth=cfg.densenet_growth, bottleneck=cfg.densenet_bottleneck),

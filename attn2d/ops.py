@@ -173,9 +173,7 @@ def dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
     return torch_dropout(h, p=p, seed=seed)
 
 
-def dropout_residual(
-    x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed: Tensor | None = None
-) -> Tensor:
+def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed: Tensor | None = None) -> Tensor:
     """(x + dropout(h)) · scale in one pass; x and h of one shape, see :func:`dropout`."""
     _check_p(p)
     if x.shape != h.shape:
@@ -315,9 +313,7 @@ def _conv_input_grad_fake(grad: Tensor, weight: Tensor, dilation: int, top: int)
     return grad.new_empty(grad.size(0), grad.size(1) + (weight.size(2) - 1) * dilation - top, *grad.shape[2:])
 
 
-def _conv_weight_grad_fake(
-    x: Tensor, grad: Tensor, height: int, width: int, dilation: int, top: int
-) -> Tensor:
+def _conv_weight_grad_fake(x: Tensor, grad: Tensor, height: int, width: int, dilation: int, top: int) -> Tensor:
     return x.new_empty(x.size(3), 1, height, width)
 
 

@@ -52,8 +52,10 @@ def check(cfg: Any, *, joined: bool) -> None:
             f"equal to --decoder-embed-dim ({cfg.decoder_embed_dim}) for --tie-embeddings all",
         )
         if cfg.encoder_embed_path and cfg.encoder_embed_path != cfg.decoder_embed_path:
-            raise ValueError("--tie-embeddings all has one matrix: give --encoder-embed-path and --decoder-embed-path "
-                             "the same file, or the latter alone")
+            raise ValueError(
+                "--tie-embeddings all has one matrix: give --encoder-embed-path and --decoder-embed-path "
+                "the same file, or the latter alone"
+            )
 
 
 def load_embeddings(path: str, weight: Tensor, dictionary: Any) -> int:

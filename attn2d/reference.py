@@ -8,13 +8,14 @@ Axes: B batch, C channels, T target rows, S source columns, V vocabulary.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn2d.aggregators import GatedMaxAggregator
-from attn2d.convnet import GridLayerNorm, ResNet, ResNetLayer
+from attn2d.convnet import GridLayerNorm, ResNet
 from attn2d.masked_conv import MaskedConv2d
 from attn2d.model import Embedder, PervasiveModel
 
@@ -44,26 +45,27 @@ class PlainMaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, S) → same."""
-        self.weight.data *= self.mask
+        self.weight.data *= self.get_buffer("mask")
         return super().forward(x)
 
 
-def normalise(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def normalise(norm: Any, x: Tensor) -> Tensor:
     """PyTorch's layer normalisation over C of x (B, C, T, S)."""
     cells = F.layer_norm(x.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return cells.permute(0, 3, 1, 2)
 
 
 class PlainLayer(nn.Module):
-    """One ResNet layer on (B, C, T, S)."""
+    """One ResNetLayer on (B, C, T, S)."""
 
-    def __init__(self, layer: ResNetLayer):
+    def __init__(self, layer: Any):
         super().__init__()
         self.conv_norm = copy.deepcopy(layer.conv_norm)
         self.conv = PlainMaskedConv2d(layer.conv)
         self.ffn_norm = copy.deepcopy(layer.ffn_norm)
         self.expand = copy.deepcopy(layer.expand)
         self.contract = copy.deepcopy(layer.contract)
+        self.rows_above = layer.conv.rows_above
         self.dropout = layer.dropout
 
     def forward(self, x: Tensor, cache: list[Tensor | None] | None = None, index: int = 0) -> Tensor:
@@ -72,7 +74,7 @@ class PlainLayer(nn.Module):
         if cache is not None:
             above = cache[index]
             h = h if above is None else torch.cat((above, h), dim=2)
-            cache[index] = h[:, :, -self.conv.padding[0] :]
+            cache[index] = h[:, :, -self.rows_above :]
         h = self.conv(h)[:, :, -x.size(2) :]
         x = (x + F.dropout(h, self.dropout, self.training)) * 0.5**0.5
         h = normalise(self.ffn_norm, x).permute(0, 2, 3, 1)
@@ -100,13 +102,14 @@ class PlainPervasive(nn.Module):
         self.source = copy.deepcopy(model.encoder.embedder)
         self.target = copy.deepcopy(decoder.embedder)
         grid = decoder.grid
-        self.reduce: nn.Conv2d | None = None
+        self.reduce: nn.Module | None = None
         if grid.reduce_source is not None:
             weight = torch.cat((grid.reduce_source.weight, grid.reduce_target.weight), dim=1)
-            self.reduce = nn.Conv2d(weight.size(1), weight.size(0), 1, dtype=weight.dtype, device=weight.device)
+            reduce = nn.Conv2d(weight.size(1), weight.size(0), 1, dtype=weight.dtype, device=weight.device)
             with torch.no_grad():
-                self.reduce.weight.copy_(weight[:, :, None, None])
-                self.reduce.bias.copy_(grid.reduce_source.bias)
+                reduce.weight.copy_(weight[:, :, None, None])
+                reduce.load_state_dict({"bias": grid.reduce_source.bias}, strict=False)
+            self.reduce = reduce
         self.layers = nn.ModuleList(PlainLayer(layer) for layer in convnet.layers)
         self.norm = copy.deepcopy(convnet.norm)
         self.gate = copy.deepcopy(aggregator.gate)
@@ -139,7 +142,7 @@ class PlainPervasive(nn.Module):
         x = torch.cat((columns, rows), dim=1)  # (B, C, T, S)
         if self.reduce is not None:
             x = self.reduce(x)
-        total = 0
+        total = torch.zeros_like(x)
         for index, layer in enumerate(self.layers):
             x = layer(x, cache, index)
             total = total + x

@@ -16,15 +16,15 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from fairseq.data import Dictionary  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary
+from torch import Tensor, nn
 
-from attn2d.config import PervasiveConfig  # noqa: E402
-from attn2d.model import PervasiveModel  # noqa: E402
-from attn2d.reference import PlainPervasive  # noqa: E402
-from benchmarks.common import finish, in_new_process, machine, peak_growth_mb, ratio, time_in_turn  # noqa: E402
+from attn2d.config import PervasiveConfig
+from attn2d.model import PervasiveModel
+from attn2d.reference import PlainPervasive
+from benchmarks.common import finish, in_new_process, machine, peak_growth_mb, ratio, time_in_turn
 
 
 @dataclass

@@ -4,8 +4,7 @@ _installed = False
 
 
 def install() -> None:
-    """Apply the mends to fairseq that the modules `batching`, `checkpoints`, `resuming`, `launch`, `randomness` and `errors`
-    name.
+    """Apply the mends to fairseq that `batching`, `checkpoints`, `resuming`, `launch`, `randomness` and `errors` name.
 
     Every plugin calls it when it is imported; calling it again changes nothing.
     """

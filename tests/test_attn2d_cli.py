@@ -88,7 +88,8 @@ def test_every_network_and_aggregator(
     output = generate(tiny_corpus, checkpoint, "--print-alignment")
     assert sorted(hypotheses(output)) == list(range(20))
     alignments = re.findall(r"^A-\d+\t(.+)$", output, flags=re.M)
-    assert alignments and all(re.fullmatch(r"(\d+-\d+ ?)+", line) for line in alignments)
+    assert alignments
+    assert all(re.fullmatch(r"(\d+-\d+ ?)+", line) for line in alignments)
 
 
 @pytest.mark.parametrize("arch", ("pervasive", "pervasive_densenet"))
@@ -118,7 +119,11 @@ def test_hydra_gives_the_same_model(trained: Path, tiny_corpus: Path, tmp_path: 
         *("+task.source_lang=de", "+task.target_lang=en", "+model._name=pervasive_small", *model),
         *(f"common.user_dir={PLUGIN}", "common.cpu=true", "criterion=cross_entropy"),
         *("optimizer=adam", "optimization.lr=[0.003]", "lr_scheduler=fixed", "dataset.max_tokens=400"),
-        *("optimization.max_update=6", f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}/hydra"),
+        *(
+            "optimization.max_update=6",
+            f"checkpoint.save_dir={tmp_path}/run",
+            f"hydra.run.dir={tmp_path}/hydra",
+        ),
         "hydra.job.chdir=false",
     )
     ours = torch.load(trained, weights_only=True)["model"]
@@ -139,7 +144,16 @@ def test_interactive_equals_generate(trained: Path, tiny_corpus: Path) -> None:
     output = run(
         "fairseq-interactive",
         *(str(tiny_corpus), "--user-dir", PLUGIN, "--path", str(trained), "--cpu", "--beam", "5"),
-        *("--task", "pervasive_translation", "--max-grid-cells", "500", "--source-lang", "de", "--target-lang", "en"),
+        *(
+            "--task",
+            "pervasive_translation",
+            "--max-grid-cells",
+            "500",
+            "--source-lang",
+            "de",
+            "--target-lang",
+            "en",
+        ),
         *("--max-len-b", "12", "--buffer-size", "32", "--max-tokens", "200"),
         text=text,
     )
@@ -149,7 +163,16 @@ def test_interactive_equals_generate(trained: Path, tiny_corpus: Path) -> None:
 def test_validate(trained: Path, tiny_corpus: Path) -> None:
     output = run(
         "fairseq-validate",
-        *(str(tiny_corpus), "--user-dir", PLUGIN, "--path", str(trained), "--cpu", "--task", "pervasive_translation"),
+        *(
+            str(tiny_corpus),
+            "--user-dir",
+            PLUGIN,
+            "--path",
+            str(trained),
+            "--cpu",
+            "--task",
+            "pervasive_translation",
+        ),
         *("--max-tokens", "400", "--log-format", "simple"),
     )
     assert re.search(r"valid on 'valid' subset \| loss \d", output), output
@@ -171,7 +194,10 @@ def test_from_pretrained(trained: Path, tiny_corpus: Path) -> None:
         (["--aggregator", "median"], "argument --aggregator: invalid choice: 'median'"),
         (["--convnet", "lstm"], "argument --convnet: invalid choice: 'lstm'"),
         (["--max-grid-cells", "0"], "--max-grid-cells must be at least 1, given 0"),
-        (["--prediction-dropout", "1.5"], "--prediction-dropout must be at least 0 and less than 1, given 1.5"),
+        (
+            ["--prediction-dropout", "1.5"],
+            "--prediction-dropout must be at least 0 and less than 1, given 1.5",
+        ),
     ],
 )
 def test_wrong_options(options: list[str], message: str, tiny_corpus: Path, tmp_path: Path) -> None:

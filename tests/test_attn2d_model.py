@@ -252,7 +252,8 @@ def test_pretrained_embeddings(tmp_path) -> None:
     model = small_model(encoder_embed_path=str(path))
     weight = model.encoder.embedder.tokens.weight
     words = model.encoder.dictionary
-    assert (weight[words.index("w3")] == 0.5).all() and (weight[words.index("w7")] == -1.0).all()
+    assert (weight[words.index("w3")] == 0.5).all()
+    assert (weight[words.index("w7")] == -1.0).all()
     assert (weight[words.unk()] != 9.0).all()
     path.write_text("w3 1 2 3\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"vectors.txt:1: 3 values, but the embedding dimension is 16"):

@@ -1,5 +1,7 @@
 """Batches capped by grid cells."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def test_batches_stay_under_the_cap(sizes: list[tuple[int, int]], cap: int, batc
     assert np.concatenate(batches).tolist() == order.tolist()
     assert all(cells(indices) <= cap or len(indices) == 1 for indices in batches)
     assert oversized == sum(s * t > cap for s, t in sizes)
-    for before, after in zip(batches, batches[1:], strict=False):
+    for before, after in itertools.pairwise(batches):
         if after[0] % batch:  # split within one of the given batches
             assert cells(np.append(before, after[0])) > cap
 
