@@ -40,8 +40,9 @@ clean:
 
 # PyTorch first: the native operators are compiled against the one they will run with.
 $(stamp): pyproject.toml setup.py constraints.txt $(native)
+	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
-	  f"error: Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
+	  f"error: Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
 	@test -x $(bin)/python || { echo "creating $(venv)"; $(PYTHON) -m venv $(venv); }
 	@echo "installing into $(venv); the first time, PyTorch is downloaded"
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools

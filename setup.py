@@ -28,7 +28,7 @@ def extensions() -> list[Extension]:
     if torch is None:
         print("PyTorch is not installed: attn2d's native operators are left out", file=sys.stderr)
         return []
-    flags = ["-O3", "-std=c++20", "-DNDEBUG"]
+    flags = ["-O3", "-std=c++20", "-DNDEBUG", "-g0"]
     for folder in ("include", "include/torch/csrc/api/include"):
         flags += ["-isystem", str(torch / folder)]
     # On macOS, the compiler has no OpenMP: the operators then run in one thread.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn2d import ops
+from attn2d.linear import Linear
 
 
 class AverageAggregator(nn.Module):
@@ -73,7 +74,7 @@ class GatedMaxAggregator(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.gate = nn.Linear(channels, 2 * channels)
+        self.gate = Linear(channels, 2 * channels)
         nn.init.xavier_uniform_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 

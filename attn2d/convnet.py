@@ -4,11 +4,11 @@ Axes: B batch, T target rows, S source columns, C channels. ``padding`` is a boo
 source or target is padding, (B, 1, S, 1) or (B, T, S, 1), or None when there is none. Padded cells are zeroed before
 every convolution, so that a sentence's result does not depend on what it is batched with.
 
-``rows`` in the ``forward`` of the networks is the cache of incremental decoding: for every layer the last rows
-of its convolution's input, (B, rows_above, S, C); it is replaced in place by the new ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attn2d import ops
+from attn2d.linear import Linear
 from attn2d.masked_conv import MaskedConv2d
 
 
@@ -66,35 +67,67 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def last_rows(above: Tensor | None, x: Tensor, count: int) -> Tensor:
-    """The last ``count`` rows of ``above`` (B, count, S, C; None for zeros) followed by x (B, T, S, C)."""
-    if above is None:
-        above = x.new_zeros(x.size(0), count, x.size(2), x.size(3))
-    return torch.cat((above, x), dim=1)[:, x.size(1) :] if count else above
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """The batch norms of ``module`` leave their running statistics alone: recomputing is not another step."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """``module(*inputs)``, of which only the inputs are kept for the backward."""
+    contexts = lambda: (nullcontext(), frozen_statistics(module))  # noqa: E731
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+class RowCache:
+    """What incremental decoding keeps: for every layer, the rows that its last convolution was computed from.
+
+    Reordering is put off until the rows are copied anyway, to make room for the next one.
+    """
+
+    def __init__(self, layers: int):
+        self.rows: list[Tensor | None] = [None] * layers  # (B, rows_above + 1, S, C) each
+        self.order: Tensor | None = None  # (B,): which of the hypotheses in ``rows`` each one now continues
+
+    def reorder(self, order: Tensor) -> None:
+        """Follow the beam, (B,) → (len(order),)."""
+        self.order = order if self.order is None else self.order.index_select(0, order)
 
 
 class ConvNet(nn.Module):
     """What both networks share: the layers' caches and gradient checkpointing.
 
-    ``out_channels`` is C of the result.
+    Each has ``out_channels``, C of its result, a final ``norm``, and ``finish`` to apply it.
     """
 
     out_channels: int
+    norm: nn.Module
+    finish: Callable[[Tensor, Tensor | None], Tensor]
 
     def __init__(self, layers: list[nn.Module], *, checkpointing: bool):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.checkpointing = checkpointing
 
-    def run(self, index: int, x: Tensor, padding: Tensor | None, rows: list[Tensor | None] | None) -> Tensor:
-        """Apply layer ``index`` to x (B, T, S, C); keep the rows that the next target rows need in ``rows``."""
-        layer = self.layers[index]
-        if rows is not None:
-            y, rows[index] = layer(x, padding, rows[index], True)
+    def run(self, index: int, x: Tensor, padding: Tensor | None, cache: RowCache | None) -> Tensor:
+        """Apply layer ``index`` to x (B, T, S, C); T = 1 if there is a cache, which is brought up to date."""
+        layer: Any = self.layers[index]
+        if cache is not None:
+            y, cache.rows[index] = layer.step(x, padding, cache.rows[index], cache.order)
+            if index == len(self.layers) - 1:
+                cache.order = None
         elif self.checkpointing and self.training and torch.is_grad_enabled():
-            y, _ = checkpoint(layer, x, padding, use_reentrant=False)
+            y = recomputed(layer, x, padding)
         else:
-            y, _ = layer(x, padding)
+            y = layer(x, padding)
         return y
 
 
@@ -119,8 +152,8 @@ class ResNetLayer(nn.Module):
             channels, channels, kernel_size=kernel_size, dilation=dilation, groups=groups or channels
         )
         self.ffn_norm = NORMS[norm](channels)
-        self.expand = nn.Linear(channels, ffn_dim)
-        self.contract = nn.Linear(ffn_dim, channels)
+        self.expand = Linear(channels, ffn_dim)
+        self.contract = Linear(ffn_dim, channels)
         for linear in (self.expand, self.contract):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -129,15 +162,31 @@ class ResNetLayer(nn.Module):
         """√½ (x + dropout(branch)), both (B, T, S, C)."""
         return ops.dropout_residual(x, branch, p=self.dropout if self.training else 0.0, scale=0.5**0.5)
 
-    def forward(
-        self, x: Tensor, padding: Tensor | None, above: Tensor | None = None, keep_rows: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, S, C) → same, and the convolution's last input rows if ``keep_rows``."""
-        h = self.conv_norm(x, padding)
-        kept = last_rows(above, h, self.conv.rows_above) if keep_rows else None
-        x = self.join(x, self.conv(h, above))
-        h = F.relu_(self.expand(self.ffn_norm(x)))  # (B, T, S, ffn_dim)
-        return self.join(x, self.contract(h)), kept
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, T, S, C) → same."""
+        return self.feed_forward(self.join(x, self.normed_conv(x, padding)))
+
+    def step(
+        self, x: Tensor, padding: Tensor | None, seen: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One row (B, 1, S, C) → same; ``seen`` and ``order`` as in :meth:`MaskedConv2d.step`."""
+        h, seen = self.conv.step(self.conv_norm(x, padding), seen, order)
+        return self.feed_forward(self.join(x, h)), seen
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """√½ (x + ffn(norm(x))), (B, T, S, C) → same."""
+        h = self.expand(x, norm=self.ffn_norm, relu=True)  # (B, T, S, ffn_dim)
+        return self.join(x, self.contract(h))
+
+    def normed_conv(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """conv(norm(x)), (B, T, S, C) → same; the normalised grid is not kept for the backward but made again."""
+
+        def run(x: Tensor) -> Tensor:
+            return self.conv(self.conv_norm(x, padding))
+
+        if torch.is_grad_enabled() and isinstance(self.conv_norm, GridLayerNorm):
+            return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+        return run(x)
 
 
 class ResNet(ConvNet):
@@ -182,13 +231,17 @@ class ResNet(ConvNet):
         self.out_channels = in_channels
         self.norm = NORMS[norm](in_channels)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None) -> Tensor:
-        """(B, T, S, C) → (B, T, S, C)."""
-        x = total = self.run(0, x, padding, rows)
+    def forward(self, x: Tensor, padding: Tensor | None = None, cache: RowCache | None = None) -> Tensor:
+        """(B, T, S, C) → (B, T, S, C), to be given to :meth:`finish`."""
+        x = total = self.run(0, x, padding, cache)
         for index in range(1, len(self.layers)):
-            x = self.run(index, x, padding, rows)
+            x = self.run(index, x, padding, cache)
             total = total + x
-        return self.norm(total / len(self.layers), padding)
+        return total / len(self.layers)
+
+    def finish(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """The final normalisation, (B, T, S, C) → same."""
+        return self.norm(x, padding)
 
 
 class DenseNetLayer(nn.Module):
@@ -209,21 +262,26 @@ class DenseNetLayer(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.norm1 = NORMS[norm](channels)
-        self.reduce = nn.Linear(channels, bottleneck, bias=False)
+        self.reduce = Linear(channels, bottleneck, bias=False)
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
         self.norm2 = NORMS[norm](bottleneck)
         self.conv = MaskedConv2d(bottleneck, growth, kernel_size=kernel_size, dilation=dilation, groups=groups or 1)
 
-    def forward(
-        self, x: Tensor, padding: Tensor | None, above: Tensor | None = None, keep_rows: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, S, C) → (B, T, S, growth), and the convolution's last input rows if ``keep_rows``."""
-        h = self.reduce(F.relu(self.norm1(x, padding)))  # (B, T, S, bottleneck)
-        h = self.norm2(h, padding)
-        h = F.relu(h)
-        kept = last_rows(above, h, self.conv.rows_above) if keep_rows else None
-        h = self.conv(h, above)
-        return ops.dropout(h, p=self.dropout if self.training else 0.0), kept
+    def bottleneck(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, T, S, C) → (B, T, S, bottleneck): the convolution's input, zero at padding."""
+        h = self.reduce(F.relu(self.norm1(x, padding)))
+        return F.relu(self.norm2(h, padding))
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, T, S, C) → (B, T, S, growth)."""
+        h = self.conv(self.bottleneck(x, padding))
+        return ops.dropout(h, p=self.dropout if self.training else 0.0)
+
+    def step(
+        self, x: Tensor, padding: Tensor | None, seen: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One row (B, 1, S, C) → (B, 1, S, growth); ``seen`` and ``order`` as in :meth:`MaskedConv2d.step`."""
+        return self.conv.step(self.bottleneck(x, padding), seen, order)
 
 
 class DenseNet(ConvNet):
@@ -268,10 +326,14 @@ class DenseNet(ConvNet):
         self.out_channels = in_channels + layers * growth
         self.norm = NORMS[norm](self.out_channels)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None, rows: list[Tensor | None] | None = None) -> Tensor:
-        """(B, T, S, C) → (B, T, S, C + layers · growth)."""
+    def forward(self, x: Tensor, padding: Tensor | None = None, cache: RowCache | None = None) -> Tensor:
+        """(B, T, S, C) → (B, T, S, C + layers · growth), to be given to :meth:`finish`."""
         for index in range(len(self.layers)):
-            x = torch.cat((x, self.run(index, x, padding, rows)), dim=-1)
+            x = torch.cat((x, self.run(index, x, padding, cache)), dim=-1)
+        return x
+
+    def finish(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """The final normalisation and ReLU, (B, T, S, C) → same."""
         return F.relu(self.norm(x, padding))
 
 

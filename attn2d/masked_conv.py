@@ -53,15 +53,12 @@ class MaskedConv2d(nn.Module):
         )
         nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="linear")
 
-    def forward(self, x: Tensor, above: Tensor | None = None) -> Tensor:
-        """Convolve x (B, T, S, C_in) → (B, T, S, C_out).
+    def forward(self, x: Tensor, top: int | None = None) -> Tensor:
+        """Convolve x (B, T, S, C_in) → (B, T, S, C_out), with rows of zeros above the first.
 
-        ``above`` (B, rows_above, S, C_in), if given, are the rows before x's first; else zeros.
+        With ``top`` only that many rows of zeros stand above: (B, T + top - rows_above, S, C_out).
         """
-        top = self.rows_above
-        if above is not None:
-            x = torch.cat((above, x), dim=1)
-            top = 0
+        top = self.rows_above if top is None else top
         if self.depthwise:
             return ops.causal_depthwise_conv(x, self.conv.weight, dilation=self.dilation, top=top)
         # The permuted view of a channels-innermost tensor is PyTorch's channels_last: no copy on either device.
@@ -74,3 +71,26 @@ class MaskedConv2d(nn.Module):
             groups=self.groups,
         )
         return y.permute(0, 2, 3, 1)
+
+    def step(self, x: Tensor, seen: Tensor | None, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve the next row x (B, 1, S, C_in).
+
+        Args:
+            seen: what the step before returned; None at the first.
+            order: (B,) which hypothesis of ``seen`` each one of x continues; None if they are the same.
+
+        Returns:
+            the row (B, 1, S, C_out), and the rows that it was made from (B, rows_above + 1, S, C_in).
+        """
+        depth = self.rows_above + 1
+        if seen is None:
+            rows = x.new_zeros(x.size(0), depth, *x.shape[2:])
+        else:
+            if order is None:
+                order = torch.arange(x.size(0), device=x.device)
+            # One gather moves the rows up by one and follows the hypotheses; the last row is a placeholder.
+            places = torch.arange(1, depth + 1, device=x.device).clamp_(max=depth - 1)
+            places = torch.add(places, order[:, None], alpha=depth).view(-1)
+            rows = seen.view(-1, *x.shape[2:]).index_select(0, places).view(-1, depth, *x.shape[2:])
+        rows[:, -1:] = x
+        return self(rows, top=0), rows

@@ -17,12 +17,14 @@ from fairseq.models import (
 )
 from fairseq.modules import PositionalEmbedding
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attn2d import ops
 from attn2d.aggregators import AGGREGATORS
 from attn2d.config import ARCHITECTURES, PervasiveConfig
-from attn2d.convnet import CONVNETS, ConvNet
+from attn2d.convnet import CONVNETS, ConvNet, GridBatchNorm, RowCache
 from attn2d.grid import Grid
+from attn2d.linear import Linear
 from attn2d.options import check, load_embeddings
 
 
@@ -91,11 +93,11 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         self.convnet = convnet
         self.aggregator = AGGREGATORS[cfg.aggregator](convnet.out_channels)
         dim = embedder.tokens.embedding_dim
-        self.project = nn.Linear(convnet.out_channels, dim)
+        self.project = Linear(convnet.out_channels, dim)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         self.dropout = cfg.prediction_dropout
-        self.output = nn.Linear(dim, len(dictionary), bias=False)
+        self.output = Linear(dim, len(dictionary), bias=False)
         if cfg.tie_embeddings == "none":
             nn.init.normal_(self.output.weight, std=dim**-0.5)
         else:
@@ -116,34 +118,54 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         assert encoder_out is not None
         source = encoder_out["encoder_out"][0]  # (B, S, ·)
         padding = encoder_out["encoder_padding_mask"][0]  # (B, S)
-        rows = None if incremental_state is None else self.cached_rows(incremental_state)
+        cache = None if incremental_state is None else self.row_cache(incremental_state)
 
         columns = padding if bool(padding.any()) else None
         cells = None if columns is None else columns[:, None, :, None]  # (B, 1, S, 1)
-        if rows is None and bool(prev_output_tokens[:, 0].eq(self.dictionary.pad()).any()):
+        if cache is None and bool(prev_output_tokens[:, 0].eq(self.dictionary.pad()).any()):
             # --left-pad-target. Padding after a sentence, the usual side, cannot reach the sentence's rows.
             cells = padding[:, None, :, None] | prev_output_tokens.eq(self.dictionary.pad())[:, :, None, None]
 
-        x = self.grid(source, self.embedder(prev_output_tokens, last_only=rows is not None))  # (B, T, S, C)
-        x = self.convnet(x, cells, rows)
-        x, alignments = self.aggregator(x, columns, alignments=not self.training and rows is None)
+        x = self.grid(source, self.embedder(prev_output_tokens, last_only=cache is not None))  # (B, T, S, C)
+        x = self.convnet(x, cells, cache)
+        x, alignments = self.collapse(x, cells, columns, alignments=not self.training and cache is None)
         x = F.dropout(x, self.dropout, self.training)  # (B, T, C)
         return self.output(self.project(x)), {"attn": None if alignments is None else [alignments]}
 
-    def cached_rows(self, incremental_state: dict[str, dict[str, Tensor | None]]) -> list[Tensor | None]:
-        """The layers' caches, one list that the network updates in place; all None at the first step."""
+    def collapse(
+        self, x: Tensor, cells: Tensor | None, columns: Tensor | None, alignments: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalise and aggregate: (B, T, S, C) → (B, T, C), and alignments (B, T, S) if asked.
+
+        Under gradient checkpointing a few rows at a time: the gate's output is the widest grid of all.
+        """
+
+        def run(x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return self.aggregator(self.convnet.finish(x, cells), columns, alignments)
+
+        piecemeal = self.convnet.checkpointing and self.training and not isinstance(self.convnet.norm, GridBatchNorm)
+        if not piecemeal:
+            return run(x, cells)
+        parts = []
+        for start in range(0, x.size(1), 8):
+            end = start + 8
+            masks = cells if cells is None or cells.size(1) == 1 else cells[:, start:end]
+            parts.append(checkpoint(run, x[:, start:end], masks, use_reentrant=False, preserve_rng_state=False)[0])
+        return torch.cat(parts, dim=1), None
+
+    def row_cache(self, incremental_state: dict[str, dict[str, Tensor | None]]) -> RowCache:
+        """The cache of this search, empty at its first step."""
         state: Any = self.get_incremental_state(incremental_state, "rows")
         if state is None:
-            state = {"rows": [None] * len(self.convnet.layers)}
+            state = {"cache": RowCache(len(self.convnet.layers))}
             self.set_incremental_state(incremental_state, "rows", state)
-        return state["rows"]
+        return state["cache"]
 
     def reorder_incremental_state(
         self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
     ) -> None:
         """Follow the beam: (B, ...) → (len(new_order), ...), shrinking when sentences have finished."""
-        rows = self.cached_rows(incremental_state)
-        rows[:] = [row if row is None else row.index_select(0, new_order) for row in rows]
+        self.row_cache(incremental_state).reorder(new_order)
 
     def max_positions(self) -> int:
         """Longest target, in tokens."""

@@ -54,6 +54,11 @@ def backends() -> dict[str, bool]:
     return {"auto": True, "native": _built, "torch": True}
 
 
+def backend() -> str:
+    """The backend that :func:`use` chose; ``auto`` where nothing was chosen."""
+    return _backend
+
+
 def use(backend: str) -> None:
     """Choose the implementation for the whole process.
 
@@ -284,6 +289,31 @@ def torch_layer_norm_masked(
     if padding.dim() == x.dim() - 2:
         padding = padding.unsqueeze(1)
     return y.masked_fill(padding.unsqueeze(-1), 0)
+
+
+def layer_norm_parts(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm over the channels, without autograd: its result and what :func:`layer_norm_gradients` needs.
+
+    Args:
+        x: (..., C) of four axes; weight, bias: (C,); all of one dtype.
+
+    Returns:
+        y as x, and each cell's mean and inverse standard deviation.
+    """
+    if _takes(x, weight, bias):
+        return _native.layer_norm_masked(x, weight, bias, eps, None)
+    return torch.ops.aten.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def layer_norm_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias, from that of y; the other arguments are :func:`layer_norm_parts`'s."""
+    if _takes(x, weight, bias):
+        return _native.layer_norm_masked_grad(grad, x, weight, mean, rstd, None)
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, x, x.shape[-1:], mean, rstd, weight, bias, [True, True, True]
+    )
 
 
 # ---- gradients and shapes of the native operators ----------------------------------------------------------

@@ -55,6 +55,16 @@ def normalise(norm: Any, x: Tensor) -> Tensor:
     return cells.permute(0, 3, 1, 2)
 
 
+def plain_linear(linear: Any) -> nn.Linear:
+    """PyTorch's own linear layer with a copy of the weights."""
+    weight = linear.weight
+    plain = nn.Linear(
+        weight.size(1), weight.size(0), bias=linear.bias is not None, dtype=weight.dtype, device=weight.device
+    )
+    plain.load_state_dict(linear.state_dict())
+    return plain
+
+
 class PlainLayer(nn.Module):
     """One ResNetLayer on (B, C, T, S)."""
 
@@ -63,8 +73,8 @@ class PlainLayer(nn.Module):
         self.conv_norm = copy.deepcopy(layer.conv_norm)
         self.conv = PlainMaskedConv2d(layer.conv)
         self.ffn_norm = copy.deepcopy(layer.ffn_norm)
-        self.expand = copy.deepcopy(layer.expand)
-        self.contract = copy.deepcopy(layer.contract)
+        self.expand = plain_linear(layer.expand)
+        self.contract = plain_linear(layer.contract)
         self.rows_above = layer.conv.rows_above
         self.dropout = layer.dropout
 
@@ -112,9 +122,9 @@ class PlainPervasive(nn.Module):
             self.reduce = reduce
         self.layers = nn.ModuleList(PlainLayer(layer) for layer in convnet.layers)
         self.norm = copy.deepcopy(convnet.norm)
-        self.gate = copy.deepcopy(aggregator.gate)
-        self.project = copy.deepcopy(decoder.project)
-        self.output = copy.deepcopy(decoder.output)
+        self.gate = plain_linear(aggregator.gate)
+        self.project = plain_linear(decoder.project)
+        self.output = plain_linear(decoder.output)
         if decoder.output.weight is decoder.embedder.tokens.weight:
             self.output.weight = self.target.tokens.weight
         self.dropout = decoder.dropout

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attn2d.config import PervasiveConfig
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
-from benchmarks.common import finish, in_new_process, machine, peak_growth_mb, ratio, time_in_turn
+from benchmarks.common import finish, machine, peak_tensor_mb, ratio, time_in_turn
 
 
 @dataclass
@@ -167,23 +167,17 @@ def decoders(size: Size) -> dict[str, Callable[[], object]]:
     return {"incremental": incremental, "recompute": recompute, "plain cached": plain_cached}
 
 
-def peak_memory(name: str, variant: str) -> float:
-    """MB by which three training steps raise the peak memory of this process."""
-    size = SIZES[name]
-    step = plain_step(size) if variant == "plain" else our_step(size, checkpointing=variant == "checkpointing")
-    return peak_growth_mb(lambda: [step() for _ in range(3)])
+def peak_memory(step: Callable[[], None]) -> float:
+    """MB that an update takes beyond the weights and Adam's moments."""
+    step()  # the moments are allocated by the first
+    return peak_tensor_mb(step)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=sorted(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds after two of warm-up (default 7)")
-    parser.add_argument("--peak", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak:
-        print(peak_memory(*options.peak))
-        return
-
     print(machine())
     figures = {}
     for name in options.sizes:
@@ -201,7 +195,11 @@ def main() -> None:
             rounds=options.rounds,
         )
         decoding = time_in_turn(decoders(size), rounds=max(3, options.rounds // 2), warmup=1)
-        memory = {variant: in_new_process(["--peak", name, variant]) for variant in ("plain", "ours", "checkpointing")}
+        memory = {
+            "plain": peak_memory(plain_step(size)),
+            "ours": peak_memory(our_step(size)),
+            "checkpointing": peak_memory(our_step(size, checkpointing=True)),
+        }
         print(f"\n{name}: {size}")
         for label, timing in steps.items():
             print(f"  training step, {label:<14} {timing}")

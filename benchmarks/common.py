@@ -1,17 +1,14 @@
-"""What the benchmarks share: paired timing, peak memory in a process of its own, tables, the closing JSON line."""
+"""What the benchmarks share: paired timing, peak memory, the closing JSON line."""
 
 import json
-import os
 import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass
@@ -49,19 +46,19 @@ def ratio(slow: Timing, fast: Timing) -> float:
     return statistics.median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
 
 
-def peak_growth_mb(function: Callable[[], object]) -> float:
-    """By how many MB the process's peak resident memory grows over what is resident before the call."""
-    with open("/proc/self/statm") as statm:
-        before = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    function()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20
+def peak_tensor_mb(function: Callable[[], object]) -> float:
+    """The most memory in MB that tensors made during the call take at one time, by PyTorch's CPU allocator.
 
-
-def in_new_process(arguments: list[str]) -> float:
-    """Run this benchmark again with ``arguments``; the number it prints as its last line."""
-    command = [sys.executable, *sys.argv[:1], *arguments]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(result.stdout.split()[-1])
+    What is allocated before the call does not count, nor what the C library keeps beyond what is in use.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    current = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak / 2**20
 
 
 def machine() -> str:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy
 import torch
+from numpy._core import multiarray
 
 from fairseq_host.errors import UserError
 
@@ -31,8 +32,8 @@ StrPath = str | os.PathLike[str]
 # What checkpoints hold besides tensors and plain Python values. None of these can run code of the file's choice.
 SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,  # the options of models, tasks, ... that have no dataclass
-    numpy._core.multiarray._reconstruct,  # metrics after --eval-bleu: arrays and scalars
-    numpy._core.multiarray.scalar,
+    multiarray._reconstruct,  # metrics after --eval-bleu: arrays and scalars
+    multiarray.scalar,
     numpy.ndarray,
     numpy.dtype,
     type(numpy.dtype("int64")),
@@ -231,9 +232,7 @@ def average(paths: Iterable[StrPath]) -> dict[str, Any]:
             first = path
             total = {name: _accumulator(value) for name, value in model.items()}
             continue
-        if {name: value.shape for name, value in model.items()} != {
-            name: value.shape for name, value in total.items()
-        }:
+        if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in total.items()}:
             raise CheckpointError(
                 f"checkpoints {first} and {path} cannot be averaged: their models differ; "
                 "average checkpoints of one training only"

@@ -119,8 +119,9 @@ def explain(error: BaseException) -> UserError | None:
         if isinstance(cause, KeyError) and cause.args == ("_name",):
             return UserError("the checkpoint is a plugin's, which is not loaded; give its --user-dir")
         if (isinstance(cause, IndexError) and "batch_by_size" in frames) or "The dataset is empty" in str(cause):
+            split = "the training set" if "get_train_iterator" in frames else "a split"
             return UserError(
-                f"every sentence of {_split(cause)} is filtered out: longer than --max-source-positions or "
+                f"every sentence of {split} is filtered out: longer than --max-source-positions or "
                 "--max-target-positions; raise them, or prepare shorter sentences"
             )
         if isinstance(cause, IndexError) and "embedding" in frames and str(cause) == "index out of range in self":
@@ -142,15 +143,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _split(error: BaseException) -> str:
-    """Name the split whose batches were being made when `error` was raised."""
-    trace = error.__traceback__
-    while trace is not None:
-        local = trace.tb_frame.f_locals
-        for name, dataset in getattr(local.get("self"), "datasets", {}).items():
-            if dataset is local.get("dataset"):
-                return f"split {name}"
-        trace = trace.tb_next
-    return "a split"

@@ -59,9 +59,7 @@ def _prepare_precision(cfg: Any, on_gpu: bool) -> None:
     if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
         # fairseq takes bf16 to mean a TPU. Each section has its own copy of the flag.
         for section in [cfg, *(cfg[name] for name in cfg)]:
-            if hasattr(section, "get") and section.get("tpu") is not None:
-                section.tpu = False
-            elif getattr(section, "tpu", False):  # the argparse.Namespace of a class without dataclass
+            if getattr(section, "tpu", False):
                 section.tpu = False
     if on_gpu:
         return

@@ -16,6 +16,8 @@ from fairseq_host.errors import UserError
 from recipes.placing import digests
 from recipes.reporting import INTERVAL, progress, say
 
+LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
+
 Splits = dict[str, list[tuple[str, str]]]  # "train", "valid", "test", "test1", ...: (source, target) lines
 
 
@@ -65,15 +67,13 @@ def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
         "leaks": corpus.leaks,
         "fingerprint": corpus.fingerprint,
         "versions": {package: version(package) for package in ("sentencepiece", "ve-fairseq")},
-        "files": digests(folder),
+        "files": {path: digest for path, digest in digests(folder).items() if path != LOG},
     }
     content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / "corpus.json").write_text(content, encoding="utf-8")
 
 
-def _split_into_pieces(
-    folder: Path, text: dict[str, dict[str, list[str]]], corpus: Ingredients
-) -> dict[str, str]:
+def _split_into_pieces(folder: Path, text: dict[str, dict[str, list[str]]], corpus: Ingredients) -> dict[str, str]:
     """Learn the sub-words and write pieces/; returns the model file of each language."""
     from recipes import subwords  # sentencepiece is loaded only when the inputs have been found good
 
@@ -81,9 +81,7 @@ def _split_into_pieces(
     kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
     say(f"learning {settings['vocab_size']:,} sub-words ({kind})")
     models = {}
-    for languages in (
-        [corpus.languages] if settings["joint"] else [(language,) for language in corpus.languages]
-    ):
+    for languages in [corpus.languages] if settings["joint"] else [(language,) for language in corpus.languages]:
         model = subwords.train(
             (line for language in languages for line in text["train"][language]),
             vocab_size=settings["vocab_size"],
@@ -98,9 +96,7 @@ def _split_into_pieces(
         for language in languages:
             models[language] = f"{stem}.model"
             for split, sides in text.items():
-                pieces = progress(
-                    encoder(sides[language]), f"pieces of {split}.{language}", len(sides[language])
-                )
+                pieces = progress(encoder(sides[language]), f"pieces of {split}.{language}", len(sides[language]))
                 _write_lines(folder / "pieces" / f"{split}.{language}", pieces)
     return models
 
@@ -120,8 +116,8 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
                "--trainpref", "pieces/train", "--validpref", "pieces/valid", "--testpref", tests]  # fmt: skip
     if corpus.settings["subwords"]["joint"]:
         command.append("--joined-dictionary")
-    say("binarising (fairseq-preprocess; its words: preprocess.log)")
-    log = folder / "preprocess.log"
+    say(f"binarising (fairseq-preprocess; its words: {LOG})")
+    log = folder / LOG
     # Paths are relative to the folder, so that nothing written depends on where it lies. The child holds the
     # lock as well: should this process alone be killed, nobody else builds while the child still writes.
     with (
@@ -144,9 +140,7 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
             raise
     words = log.read_text(encoding="utf-8", errors="replace")
     if status:
-        last = words.strip().splitlines()[-1:] or [
-            f"exit status {status} without a word: No space for its log?"
-        ]
+        last = words.strip().splitlines()[-1:] or [f"exit status {status} without a word: No space for its log?"]
         remedy = "; free some space or choose another folder with --data" if "No space" in last[0] else ""
         raise UserError(f"fairseq-preprocess failed: {last[0]}{remedy}")
     # Without times of day, and without fairseq's second copy, the whole folder is the same in every run.

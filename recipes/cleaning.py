@@ -14,9 +14,7 @@ _CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr
 REPLACED: dict[str, str] = dict.fromkeys((*_CONTROLS, *_INVISIBLE), "") | {"\u2581": "_"}
 _TABLE = str.maketrans(REPLACED)
 _TO_REPLACE = re.compile("[" + re.escape("".join(REPLACED)) + "]")
-SPACES: tuple[str, ...] = tuple(
-    chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != " "
-)
+SPACES: tuple[str, ...] = tuple(chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != " ")
 
 
 def normalise(line: str) -> str:
@@ -51,9 +49,7 @@ IDENTICAL_WORDS = 4
 REASONS = ("empty", "too long", "length ratio", "identical sides", "duplicate")
 
 
-def clean_pairs(
-    pairs: Iterable[tuple[str, str]], limits: Limits, dropped: Counter[str]
-) -> Iterator[tuple[str, str]]:
+def clean_pairs(pairs: Iterable[tuple[str, str]], limits: Limits, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
     """Those of the normalised `pairs` that pass `limits`, in order; `dropped` counts the others by reason."""
     seen: set[tuple[str, str]] = set()
     for source, target in pairs:

@@ -62,9 +62,7 @@ def decode(content: bytes, path: Path) -> str:
             raise UserError(f"{path}: is {encoding} text; convert it: iconv -f {encoding} -t UTF-8")
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise UserError(
-            f"{path}, line {line}: holds a NUL byte; give UTF-8 text (is it UTF-16 or a binary file?)"
-        )
+        raise UserError(f"{path}, line {line}: holds a NUL byte; give UTF-8 text (is it UTF-16 or a binary file?)")
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -190,9 +188,7 @@ def _tsv_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
     for number, line in enumerate(lines[1:] if named else lines, 2 if named else 1):
         cells = line.split("\t")
         if len(cells) != width:
-            raise UserError(
-                f"{path}, line {number}: has {len(cells)} columns where line 1 has {width}; mend that line"
-            )
+            raise UserError(f"{path}, line {number}: has {len(cells)} columns where line 1 has {width}; mend that line")
         rows.append((cells[places[0]], cells[places[1]]))
     return rows
 
@@ -236,9 +232,7 @@ def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
             raise UserError(_no_column(where, columns, list(fields)))
         text = fields[column]
         if not isinstance(text, str):
-            raise UserError(
-                f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}"
-            )
+            raise UserError(f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}")
         if _BROKEN.search(text):
             raise UserError(f"{where}: column {column} holds a NUL or half a surrogate pair; mend that text")
     return fields[columns[0]], fields[columns[1]]
@@ -246,10 +240,7 @@ def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
 
 def _no_column(where: str, columns: Sequence[str], present: Sequence[str]) -> str:
     held = ", ".join(map(str, present)) or "none"
-    return (
-        f"{where}: has no columns {columns[0]} and {columns[1]}, but {held}; "
-        "name them with --columns SOURCE,TARGET"
-    )
+    return f"{where}: has no columns {columns[0]} and {columns[1]}, but {held}; name them with --columns SOURCE,TARGET"
 
 
 # --- data sets of the Hugging Face hub ----------------------------------------------------------------------
@@ -283,9 +274,7 @@ def read_hub(place: str | Path, options: dict[str, Any]) -> dict[str, list[Pairs
             result[split] = []
             for name in options[split] if isinstance(options[split], list) else [options[split]]:
                 if name not in found:
-                    raise UserError(
-                        f"{place}: has no split {name} but {', '.join(found)}; name it under 'hub.{split}'"
-                    )
+                    raise UserError(f"{place}: has no split {name} but {', '.join(found)}; name it under 'hub.{split}'")
                 result[split].append(_split_pairs(found[name], options["columns"], f"{place}, split {name}"))
         return result
 
@@ -316,8 +305,6 @@ def _split_pairs(split: Any, columns: Sequence[str], origin: str) -> Pairs:
         raise UserError(_no_column(origin, columns, names))
     # Whole columns at once: record by record takes a hundred times as long.
     values = split.select_columns(wanted)[:]
-    records = (
-        dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True)
-    )
+    records = (dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True))
     rows = [pair_of(record, columns, f"{origin}, row {number}") for number, record in enumerate(records, 1)]
     return _pairs_of_rows(rows, origin, columns)

@@ -42,11 +42,7 @@ class Value:
         # In Python True is an int and 3 is no float; in a file of settings neither is what is meant.
         fits = any(type(value) is kind for kind in kinds) or (type(value) is int and float in kinds)
         if not fits:
-            hint = (
-                ' (put it in quotes: "no" is read as false)'
-                if isinstance(value, bool) and str in kinds
-                else ""
-            )
+            hint = ' (put it in quotes: "no" is read as false)' if isinstance(value, bool) and str in kinds else ""
             return f"must be {self.describe()}, but is {shown(value)}{hint}"
         if self.choices and value not in self.choices:
             return f"must be {self.describe()}, but is {shown(value)}"
@@ -92,9 +88,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
             if isinstance(key, str):
                 seen.add(key)
         return super().construct_mapping(node, deep)
@@ -163,9 +157,7 @@ def find(kind: str, name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise UserError(
-                f"{path}: no such {kind} file; give an existing .yaml file or one of: {_names(folder)}"
-            )
+            raise UserError(f"{path}: no such {kind} file; give an existing .yaml file or one of: {_names(folder)}")
         return path
     path = folder / f"{name}.yaml"
     if not re.fullmatch(FOLDER_NAME, name) or not path.is_file():
@@ -282,14 +274,10 @@ def load_model(name: str) -> ModelFile:
             )
         for block, options in blocks.items():
             if block not in ("train", "generate"):
-                raise UserError(
-                    f"{path}: unknown key 'corpora.{corpus}.{block}'; valid keys: train, generate"
-                )
+                raise UserError(f"{path}: unknown key 'corpora.{corpus}.{block}'; valid keys: train, generate")
             _check_options(options, str(path), f"corpora.{corpus}.{block}")
     if "arch" not in model["train"]:
-        raise UserError(
-            f"{path}: key 'train.arch' is missing; name the architecture to train, e.g. transformer"
-        )
+        raise UserError(f"{path}: key 'train.arch' is missing; name the architecture to train, e.g. transformer")
     return ModelFile(name=path.stem, path=path, **model)
 
 

@@ -3,6 +3,7 @@
 Axis letters: B batch, T target pieces with end of sentence, S source pieces with end of sentence.
 """
 
+import re
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ GENERATE: dict[str, Any] = {
     "no-repeat-ngram-size": 0,
     "max-tokens": 2000,
 }
+_INVENTED = re.compile(r"madeupword\d{4}")
 _RANGES = {
     "beam": (1, 1000),
     "lenpen": (-100, 100),
@@ -53,12 +55,7 @@ def checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             number = kind(value)
         except (TypeError, ValueError):
             number = None
-        if (
-            isinstance(value, bool)
-            or number is None
-            or not low <= number <= high
-            or float(number) != float(value)
-        ):
+        if isinstance(value, bool) or number is None or not low <= number <= high or float(number) != float(value):
             what = "a whole number" if kind is int else "a number"
             raise UserError(f"{where}: {name} must be {what} from {low:g} to {high:g}, but is {value}")
         result[name] = number
@@ -109,18 +106,14 @@ class Alignment:
 class Translator:
     """A loaded model with its task and the sub-word models of both languages."""
 
-    def __init__(
-        self, *, model: Any, task: Any, source_pieces: Path, target_pieces: Path, device: str = "cpu"
-    ):
+    def __init__(self, *, model: Any, task: Any, source_pieces: Path, target_pieces: Path, device: str = "cpu"):
         self.model = model.eval().to(device)
         self.task = task
         self.device = device
         self.source_pieces = sentencepiece.SentencePieceProcessor(model_file=str(source_pieces))
         self.target_pieces = sentencepiece.SentencePieceProcessor(model_file=str(target_pieces))
         positions = model.max_positions()
-        self.max_source = int(
-            min(positions[0] if isinstance(positions, tuple) else positions, task.max_positions()[0])
-        )
+        self.max_source = int(min(positions[0] if isinstance(positions, tuple) else positions, task.max_positions()[0]))
 
     @property
     def parameters(self) -> int:
@@ -165,9 +158,7 @@ class Translator:
             indices, cut = self.encode(sentence)
             statistics.truncated += cut
             encoded.append(indices)
-        empty = Translation(
-            text="", pieces=[], tokens=torch.tensor([self.task.target_dictionary.eos()]), score=0.0
-        )
+        empty = Translation(text="", pieces=[], tokens=torch.tensor([self.task.target_dictionary.eos()]), score=0.0)
         results = [empty] * len(sentences)
         todo = [i for i, sentence in enumerate(sentences) if sentence.strip()]
         if progress is not None:
@@ -177,9 +168,7 @@ class Translator:
         for batch in self.batches(lengths, options["max-tokens"]):
             chosen = [todo[i] for i in batch]
             started = time.perf_counter()
-            found = self.task.inference_step(
-                generator, [self.model], self._sample([encoded[i] for i in chosen])
-            )
+            found = self.task.inference_step(generator, [self.model], self._sample([encoded[i] for i in chosen]))
             if self.device != "cpu":
                 torch.cuda.synchronize()
             statistics.seconds += time.perf_counter() - started
@@ -195,7 +184,11 @@ class Translator:
         # fairseq multiplies max_len_a by the longest source of the batch: here by the longest of all batches.
         names["max_len_b"] = int(names.pop("max_len_a") * longest) + names["max_len_b"]
         names["min_len"] = min(names["min_len"], names["max_len_b"])
-        return self.task.build_generator([self.model], Namespace(**names))
+        # fairseq fills a dictionary up to a multiple of 8 with words that no text holds: they are never written.
+        invented = [word for word in self.task.target_dictionary.symbols if _INVENTED.fullmatch(word)]
+        return self.task.build_generator(
+            [self.model], Namespace(**names), extra_gen_cls_kwargs={"tokens_to_suppress": invented}
+        )
 
     def _sample(self, sources: Sequence[torch.Tensor]) -> dict[str, Any]:
         """A batch as fairseq's tasks make it. src_tokens: (B, S), padded on the side that the task says."""
@@ -245,9 +238,7 @@ class Translator:
         columns = [matrix[:, start:stop].sum(1) for _, start, stop in source_words] + [matrix[:, -1]]
         by_source = np.stack(columns, axis=1)  # (T, source words + end of sentence)
         rows = np.stack([by_source[start:stop].mean(0) for _, start, stop in target_words])
-        return Alignment(
-            [word for word, _, _ in source_words] + ["</s>"], [word for word, _, _ in target_words], rows
-        )
+        return Alignment([word for word, _, _ in source_words] + ["</s>"], [word for word, _, _ in target_words], rows)
 
 
 def words(pieces: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -316,9 +307,7 @@ def load_translator(
         raise
     except Exception as error:  # plugins and fairseq raise anything
         line = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise UserError(
-            f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})"
-        ) from None
+        raise UserError(f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})") from None
     return Translator(
         model=model,
         task=task,

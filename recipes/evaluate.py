@@ -30,31 +30,19 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--data", metavar="DIR", type=Path, default=Path("data"), help="prepared corpora (default: data)"
     )
-    found.add_argument(
-        "--runs", metavar="DIR", type=Path, default=Path("runs"), help="trained models (default: runs)"
-    )
-    found.add_argument(
-        "--split", default="test", help="test, valid or another test set of the corpus (default: test)"
-    )
+    found.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="trained models (default: runs)")
+    found.add_argument("--split", default="test", help="test, valid or another test set of the corpus (default: test)")
     found.add_argument("--beam", type=int, metavar="N", help="beam size (default: the model file's, else 5)")
-    found.add_argument(
-        "--lenpen", type=float, metavar="X", help="length penalty (default: the model file's, else 1)"
-    )
-    found.add_argument(
-        "--max-tokens", type=int, metavar="N", help="source sub-words a batch; does not move the result"
-    )
-    found.add_argument(
-        "--checkpoint", choices=("best", "last", "average"), help="which parameters (default: best)"
-    )
+    found.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model file's, else 1)")
+    found.add_argument("--max-tokens", type=int, metavar="N", help="source sub-words a batch; does not move the result")
+    found.add_argument("--checkpoint", choices=("best", "last", "average"), help="which parameters (default: best)")
     found.add_argument(
         "--average",
         type=int,
         metavar="N",
         help=f"mean of the last N epochs' checkpoints (default: up to {DEFAULT_AVERAGE})",
     )
-    found.add_argument(
-        "--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)"
-    )
+    found.add_argument("--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)")
     found.add_argument(
         "--output", metavar="DIR", type=Path, help="where to write instead of RUNS/CORPUS/MODEL/evaluation"
     )
@@ -76,9 +64,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.lenpen is not None and not -100 <= arguments.lenpen <= 100:
         raise UserError(f"--lenpen must be from -100 to 100, but is {arguments.lenpen}")
     if arguments.average is not None and arguments.checkpoint not in (None, "average"):
-        raise UserError(
-            f"--average and --checkpoint {arguments.checkpoint} exclude each other; give one of them"
-        )
+        raise UserError(f"--average and --checkpoint {arguments.checkpoint} exclude each other; give one of them")
     if arguments.checkpoint is None:
         arguments.checkpoint = "average" if arguments.average is not None else "best"
 
@@ -86,9 +72,7 @@ def check(arguments: argparse.Namespace) -> None:
 def epoch_checkpoints(folder: Path) -> list[Path]:
     """checkpoint1.pt, checkpoint2.pt, ..., the last epoch first."""
     found = [
-        (int(m[1]), path)
-        for path in folder.glob("*.pt")
-        if (m := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
+        (int(m[1]), path) for path in folder.glob("*.pt") if (m := re.fullmatch(r"checkpoint(\d+)\.pt", path.name))
     ]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -108,13 +92,10 @@ def choose_checkpoints(run: Run, checkpoint: str, average: int | None, train_cal
     epochs = epoch_checkpoints(run.checkpoints)
     if not epochs:
         raise UserError(
-            f"{run.checkpoints}: no epoch checkpoints to average; use --checkpoint best, or train: "
-            + train_call
+            f"{run.checkpoints}: no epoch checkpoints to average; use --checkpoint best, or train: " + train_call
         )
     if average is not None and average > len(epochs):
-        raise UserError(
-            f"--average {average}: only {len(epochs)} epoch checkpoints in {run.checkpoints}; give fewer"
-        )
+        raise UserError(f"--average {average}: only {len(epochs)} epoch checkpoints in {run.checkpoints}; give fewer")
     return epochs[: average or DEFAULT_AVERAGE]
 
 
@@ -155,9 +136,7 @@ def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     if not sources:
         raise UserError(f"{source_path}: empty; {again}")
     if len(sources) != len(references):
-        raise UserError(
-            f"{target_path}: {len(references):,} lines for {len(sources):,} of {source_path}; {again}"
-        )
+        raise UserError(f"{target_path}: {len(references):,} lines for {len(sources):,} of {source_path}; {again}")
     return sources, references
 
 
@@ -203,9 +182,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     output: Path = arguments.output or run.folder / name
     check_output(output, ours=arguments.output is None)
     if arguments.split not in corpus.splits:
-        raise UserError(
-            f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}"
-        )
+        raise UserError(f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
 
     models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
     dictionaries = {f"bin/dict.{language}.txt" for language in (corpus.source, corpus.target)}
@@ -236,19 +213,12 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     print(f"Loading {what} of {run.folder}", flush=True)
     state = load(paths, train_call)
     user_dir = runs.plugin(model_file)
-    translator = decoding.load_translator(
-        state, path=paths[0], corpus=corpus, user_dir=user_dir, device=device
-    )
-    print(
-        f"Translating {len(sources):,} sentences of {arguments.split} with beam {search['beam']}", flush=True
-    )
+    translator = decoding.load_translator(state, path=paths[0], corpus=corpus, user_dir=user_dir, device=device)
+    print(f"Translating {len(sources):,} sentences of {arguments.split} with beam {search['beam']}", flush=True)
     with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
         translations, statistics = translator.translate(sources, search, progress=bar)
     if statistics.truncated:
-        print(
-            f"note: {statistics.truncated:,} sentences were cut to the model's "
-            f"{translator.max_source:,} sub-words"
-        )
+        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
     hypotheses = [translation.text for translation in translations]
 
     print("Scoring with sacreBLEU", flush=True)
@@ -284,12 +254,8 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new."))
     try:
         building.chmod(0o755)
-        (building / "hypotheses.txt").write_text(
-            "".join(f"{line}\n" for line in hypotheses), encoding="utf-8"
-        )
-        (building / "references.txt").write_text(
-            "".join(f"{line}\n" for line in references), encoding="utf-8"
-        )
+        (building / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+        (building / "references.txt").write_text("".join(f"{line}\n" for line in references), encoding="utf-8")
         draw(building, run, translator, sources, translations, arguments.pictures)
         (building / "scores.txt").write_text(scoring.table(scores), encoding="utf-8")
         runs.write_json(building / "scores.json", scores)
@@ -308,9 +274,7 @@ def check_output(output: Path, *, ours: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file is in the way; give another folder with --output")
     if not ours and output.is_dir() and any(output.iterdir()) and not (output / "scores.json").is_file():
-        raise UserError(
-            f"--output {output}: holds other things than an evaluation; give a new or empty folder"
-        )
+        raise UserError(f"--output {output}: holds other things than an evaluation; give a new or empty folder")
     parent = output.parent
     while not parent.exists():
         parent = parent.parent
@@ -330,9 +294,7 @@ def draw(
     """training.png, and alignment-1.png and on for a model that says what it looked at."""
     from recipes import pictures
 
-    pictures.training(
-        run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}"
-    )
+    pictures.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
     drawn = 0
     for index in chosen_for_pictures(sources, [t.text for t in translations], count):
         found = translator.alignment(sources[index], translations[index])
@@ -348,7 +310,7 @@ def draw(
 def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
-    with runs.disk_errors(), runs.quiet():
+    with runs.disk_errors(arguments.runs), runs.quiet():
         return evaluate(arguments, ["recipes/evaluate.sh", *given])
 
 

@@ -47,13 +47,9 @@ def _locate_generator(options: argparse.Namespace, path: Path, corpus: dict[str,
     for option, value in (("from", options.origin), ("columns", options.columns),
                           *((split, getattr(options, split)) for split in SPLITS)):  # fmt: skip
         if value is not None:
-            raise UserError(
-                f"--{option}: corpus '{path.stem}' generates its text and reads none; leave the option out"
-            )
+            raise UserError(f"--{option}: corpus '{path.stem}' generates its text and reads none; leave the option out")
     if (corpus["source"], corpus["target"]) != ("de", "en"):
-        raise UserError(
-            f"{path}: the reader quickstart generates de to en only; leave --source and --target out"
-        )
+        raise UserError(f"{path}: the reader quickstart generates de to en only; leave --source and --target out")
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(RECIPES.glob("quickstart_*.py"))))
     return Input("quickstart", {}, None, [code.hexdigest(), version("num2words"), version("babel")])
 
@@ -68,9 +64,7 @@ def _locate_data_set(origin: Path | None, path: Path, corpus: dict[str, Any]) ->
     name = corpus["hub"]["name"]
     if origin is None:
         if name is None:
-            raise UserError(
-                f"{path}: key 'hub.name' is missing; name a data set of the hub, or give --from FOLDER"
-            )
+            raise UserError(f"{path}: key 'hub.name' is missing; name a data set of the hub, or give --from FOLDER")
         return Input("hub", {}, name, [f"{name}@{corpus['hub']['revision']}"])
     files = corpus_files.data_set_files(origin)
     if not files:
@@ -79,9 +73,7 @@ def _locate_data_set(origin: Path | None, path: Path, corpus: dict[str, Any]) ->
         held = corpus_files.holding(origin)
         raise UserError(f"--from {origin}: holds {wanted} .parquet, .jsonl or .csv file; {held}")
     # Which file is which split is told by its name, so names count too.
-    return Input(
-        "hub", {}, origin.resolve(), [f"{file.relative_to(origin)} {_digest(file)}" for file in files]
-    )
+    return Input("hub", {}, origin.resolve(), [f"{file.relative_to(origin)} {_digest(file)}" for file in files])
 
 
 def _locate_files(origin: Path | None, path: Path, corpus: dict[str, Any]) -> Input:
@@ -90,9 +82,7 @@ def _locate_files(origin: Path | None, path: Path, corpus: dict[str, Any]) -> In
         given = corpus["files"][split]
         texts = given if isinstance(given, list) else [given]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(
-                f"{path}: names no {split} text; give --{split} PREFIX or FILE, or fill in files.{split}"
-            )
+            raise UserError(f"{path}: names no {split} text; give --{split} PREFIX or FILE, or fill in files.{split}")
         places[split] = [(origin or Path()) / text for text in texts]
     identities = []
     for split, split_places in places.items():
@@ -127,14 +117,10 @@ def read(found: Input, path: Path, corpus: dict[str, Any]) -> tuple[dict[str, Pa
         given = corpus["hub"]["test"]
         titles = given if isinstance(given, list) else [given]
     else:
-        splits = {
-            split: [_read_place(place, corpus) for place in places] for split, places in found.places.items()
-        }
+        splits = {split: [_read_place(place, corpus) for place in places] for split, places in found.places.items()}
         titles = [place.name for place in found.places["test"]]
     tests = [f"test{number or ''}" for number in range(len(titles))]
-    result = {"train": splits["train"][0], "valid": splits["valid"][0]} | dict(
-        zip(tests, splits["test"], strict=True)
-    )
+    result = {"train": splits["train"][0], "valid": splits["valid"][0]} | dict(zip(tests, splits["test"], strict=True))
     return result, dict(zip(tests, map(str, titles), strict=True))
 
 
@@ -152,8 +138,6 @@ def _generate(path: Path, settings: dict[str, int]) -> dict[str, Pairs]:
     except ValueError as error:
         raise UserError(f"{path}: {error}; mend the sizes under 'quickstart'") from None
     return {
-        split: Pairs(
-            [german for german, _ in pairs], [english for _, english in pairs], (f"{split}.de", f"{split}.en")
-        )
+        split: Pairs([german for german, _ in pairs], [english for _, english in pairs], (f"{split}.de", f"{split}.en"))
         for split, pairs in generated.items()
     }

@@ -17,23 +17,18 @@ CLEAR_FACTOR = 2.0
 
 # Some of the most frequent words of each language.
 _WORDS = {
-    "cs": "a se je na v že to s z do ale jsem by o jako i pro za si tak jsou který byl nebo jeho "
-    "jsme když ve",
+    "cs": "a se je na v že to s z do ale jsem by o jako i pro za si tak jsou který byl nebo jeho jsme když ve",
     "da": "og i at det er en til af på for ikke de der jeg med den har et var som vi du han men fra kan om",
     "de": "der die das und ist nicht ein eine einen einem einer zu den dem des mit von für auf sich "
     "ich es wir sie im auch als an werden aus er hat dass wird bei sind in",
     "en": "the and of to a is that it you for was with on are this be have at not they he we by his "
     "from or an what there their as in i",
     "es": "el la los las de que y en un una por con no es para se del al lo como su pero más está hay son yo",
-    "fi": "ja on ei se että hän oli mutta ovat kun niin myös kuin joka tai jos minä mitä sen olen "
-    "sitä hänen tämä",
-    "fr": "le la les de des et un une est que qui dans pour pas sur au du il je ce vous nous avec "
-    "sont en à ne",
+    "fi": "ja on ei se että hän oli mutta ovat kun niin myös kuin joka tai jos minä mitä sen olen sitä hänen tämä",
+    "fr": "le la les de des et un une est que qui dans pour pas sur au du il je ce vous nous avec sont en à ne",
     "hu": "a az és hogy nem is egy van volt meg de ez csak már azt mert ha mint vagy még ki el lehet nagyon",
-    "it": "il lo la gli di e che un una è non per con del della sono in si ho come da al le i "
-    "questo ma anche",
-    "nl": "de het een en van is dat niet ik op te zijn met voor er die aan in om ook maar als bij "
-    "naar we heeft",
+    "it": "il lo la gli di e che un una è non per con del della sono in si ho come da al le i questo ma anche",
+    "nl": "de het een en van is dat niet ik op te zijn met voor er die aan in om ook maar als bij naar we heeft",
     "no": "og i det er en til av på for ikke de som jeg med den har et var vi du han men fra kan om å",
     "pl": "i w na z się nie do to jest że o jak ale za po co tak od jego dla by są przez ten był czy które",
     "pt": "o a os as de que e em um uma para com não do da no na se por mais é está como mas foi são eu isso",

@@ -78,9 +78,7 @@ def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     return True
 
 
-def alignment(
-    source: Sequence[str], target: Sequence[str], weights: np.ndarray, path: Path, title: str = ""
-) -> None:
+def alignment(source: Sequence[str], target: Sequence[str], weights: np.ndarray, path: Path, title: str = "") -> None:
     """A heat map: weights[t, s] of target word t (rows) on source word s (columns)."""
     if weights.shape != (len(target), len(source)):
         raise ValueError(
@@ -91,9 +89,7 @@ def alignment(
     margin = 0.7 + 0.085 * longest
     figure, axis = _figure(max(4.0, 0.42 * len(source) + margin + 0.8), max(3.0, 0.36 * len(target) + margin))
     image = axis.imshow(weights, cmap="Blues", vmin=0.0, aspect="auto")
-    axis.set_xticks(
-        range(len(source)), [_plain(w) for w in source], rotation=45, ha="left", rotation_mode="anchor"
-    )
+    axis.set_xticks(range(len(source)), [_plain(w) for w in source], rotation=45, ha="left", rotation_mode="anchor")
     axis.set_yticks(range(len(target)), [_plain(w) for w in target])
     axis.xaxis.tick_top()
     axis.tick_params(length=0)

@@ -127,9 +127,7 @@ def place(*, cpu: bool, processes: int | None, gpus: int | None) -> tuple[str, i
     if cpu or processes:
         cores = os.cpu_count() or 1
         if processes and processes > cores:
-            raise UserError(
-                f"--processes {processes}: this machine has {cores} CPU cores; give at most {cores}"
-            )
+            raise UserError(f"--processes {processes}: this machine has {cores} CPU cores; give at most {cores}")
         return "cpu", processes or 1
     available = usable_gpus()
     if gpus and gpus > available:

@@ -53,9 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=_folder,
         help="where the raw text or the data set lies",
     )
-    option(
-        "--data", metavar="DIR", type=_folder, default=Path("data"), help="write DIR/CORPUS (default: data)"
-    )
+    option("--data", metavar="DIR", type=_folder, default=Path("data"), help="write DIR/CORPUS (default: data)")
     option("--name", help="write DIR/NAME instead")
     option("--source", metavar="LANG", help="source language, e.g. de")
     option("--target", metavar="LANG", help="target language, e.g. en")
@@ -73,9 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="longest training sentence, in words or what clean.unit says",
     )
     option("--max-ratio", metavar="X", type=float, help="largest ratio of the lengths of a training pair")
-    option(
-        "--no-language-check", action="store_true", help="accept text that does not look like its language"
-    )
+    option("--no-language-check", action="store_true", help="accept text that does not look like its language")
     option("--force", action="store_true", help="build the corpus anew although it is there")
     return parser.parse_args(arguments)
 
@@ -144,9 +140,7 @@ def check_languages(raw: dict[str, Pairs], corpus: dict[str, Any]) -> None:
     """Refuse text whose two sides are the same, or that certainly is not in the language it is said to be."""
     for text in raw.values():
         if text.source == text.target:
-            raise UserError(
-                f"{text.origins[0]} and {text.origins[1]}: hold the same text; give two languages"
-            )
+            raise UserError(f"{text.origins[0]} and {text.origins[1]}: hold the same text; give two languages")
         if not corpus["clean"]["language_check"]:
             continue
         sides = (
@@ -207,11 +201,7 @@ def _refuse_empty(pairs: list[tuple[str, str]], text: Pairs) -> None:
 def leaks(splits: Splits) -> dict[str, int]:
     """How many source sentences of each other split occur in the training text, where any do."""
     seen = {source for source, _ in splits["train"]}
-    counts = {
-        split: sum(source in seen for source, _ in pairs)
-        for split, pairs in splits.items()
-        if split != "train"
-    }
+    counts = {split: sum(source in seen for source, _ in pairs) for split, pairs in splits.items() if split != "train"}
     return {split: count for split, count in counts.items() if count}
 
 

@@ -97,12 +97,8 @@ class Progress:
         self.run = run
         self.limits = limits
         self.records = run.progress()
-        self._earlier = (
-            0.0  # seconds of training before this resumption; fairseq's clock starts at 0 each time
-        )
-        self._since: float | None = (
-            None  # when this resumption began to train, by the clock of time.monotonic()
-        )
+        self._earlier = 0.0  # seconds of training before this resumption; fairseq's clock starts at 0 each time
+        self._since: float | None = None  # when this resumption began to train, by the clock of time.monotonic()
 
     def rewind(self, updates: int) -> None:
         """A checkpoint of so many updates was loaded: forget what a killed training had told beyond it."""
@@ -113,9 +109,7 @@ class Progress:
     def add(self, record: Record) -> str:
         """Keep `record` in progress.jsonl; the line for people about it."""
         if self._since is None:
-            self._since = time.monotonic() - record.get(
-                "seconds", 0.0
-            )  # fairseq rounds its own to whole seconds
+            self._since = time.monotonic() - record.get("seconds", 0.0)  # fairseq rounds its own to whole seconds
         record["seconds"] = round(self._earlier + time.monotonic() - self._since, 1)
         self.records.append(record)
         with open(self.run.progress_path, "a", encoding="utf-8") as file:
@@ -162,9 +156,7 @@ class Progress:
             best = self.best_validation()
             parts.append("(best so far)" if best is record else f"(best {best['loss']:.3f})" if best else "")
         else:
-            parts.append(
-                f"{'mean ' if record['kind'] == 'epoch' else ''}loss {record.get('loss', float('nan')):.3f}"
-            )
+            parts.append(f"{'mean ' if record['kind'] == 'epoch' else ''}loss {record.get('loss', float('nan')):.3f}")
             valid = [r for r in self.records if r["kind"] == "valid"]
             if valid and record["kind"] == "train":
                 parts.append(f"valid {valid[-1].get('loss', float('nan')):.3f}")

@@ -302,9 +302,7 @@ def generate(seed: int, sizes: dict[str, int]) -> dict[str, list[Pair]]:
     if min(sizes.values(), default=0) < 0:
         raise ValueError(f"sizes must not be negative, given {sizes}")
     if total > MOST_PAIRS:
-        raise ValueError(
-            f"the quickstart corpus has at most {MOST_PAIRS:,} distinct pairs, asked for {total:,}"
-        )
+        raise ValueError(f"the quickstart corpus has at most {MOST_PAIRS:,} distinct pairs, asked for {total:,}")
     rng = Random(seed)
     distinct: dict[str, str] = {}
     while len(distinct) < total:

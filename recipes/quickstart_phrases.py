@@ -101,9 +101,7 @@ def month(n: int) -> Pair:
 
 
 @cache
-def date(
-    day: datetime.date, case: Case = "nominative", *, with_weekday: bool = False, with_year: bool = False
-) -> Pair:
+def date(day: datetime.date, case: Case = "nominative", *, with_weekday: bool = False, with_year: bool = False) -> Pair:
     """A date with its article: "der dritte März", "the third of March".
 
     With the weekday the date is an apposition between commas ("Dienstag, dem dritten März,"); a closing comma
@@ -218,9 +216,7 @@ def timetable(hour: int, minute: int) -> Pair:
 
 
 @cache
-def price(
-    whole: int, cents: int = 0, currency: str = "Euro", case: Case = "accusative", *, full: bool = False
-) -> Pair:
+def price(whole: int, cents: int = 0, currency: str = "Euro", case: Case = "accusative", *, full: bool = False) -> Pair:
     """A price: (21, 50) -> ("einundzwanzig Euro fünfzig", "twenty-one euros and fifty cents").
 
     `full` names the hundredth part in German too ("einundzwanzig Euro und fünfzig Cent"). `cents` is 0 or

@@ -288,9 +288,7 @@ def several_goods(rng: Random) -> Filler:
     look = _look(rng, good)
     german_look, english_look = (f"{look[0]}e ", f"{look[1]} ") if look else ("", "")
     german, english = phrases.cardinal(_size(rng, (6, 2, 12), (3, 13, 99), (1, 100, 999)))
-    return one_form(
-        (f"{german} {german_look}{good.german_plural}", f"{english} {english_look}{good.english_plural}")
-    )
+    return one_form((f"{german} {german_look}{good.german_plural}", f"{english} {english_look}{good.english_plural}"))
 
 
 def trade(rng: Random) -> Filler:
@@ -382,9 +380,7 @@ def share(rng: Random) -> Filler:
 def percent(rng: Random) -> Filler:
     """A percentage: "einundzwanzig Prozent", "drei Komma fünf Prozent"."""
     whole = rng.randrange(2, 100)
-    german, english = (
-        phrases.cardinal(whole) if rng.randrange(3) else phrases.decimal(whole, rng.randrange(1, 10))
-    )
+    german, english = phrases.cardinal(whole) if rng.randrange(3) else phrases.decimal(whole, rng.randrange(1, 10))
     return one_form((f"{german} Prozent", f"{english} per cent"))
 
 
@@ -475,9 +471,7 @@ def clock(rng: Random) -> Filler:
     if form == 2:
         first, last, _, _ = rng.choice(phrases.PARTS_OF_DAY)
         return one_form(phrases.clock_and_part(rng.randrange(first, last + 1), _minute(rng)))
-    return one_form(
-        phrases.timetable(rng.randrange(24), rng.choice((0, 5 * rng.randrange(12), rng.randrange(60))))
-    )
+    return one_form(phrases.timetable(rng.randrange(24), rng.choice((0, 5 * rng.randrange(12), rng.randrange(60)))))
 
 
 def full_or_half(rng: Random) -> Filler:
@@ -603,9 +597,7 @@ def _some_time(rng: Random, near: Pair, week: Pair, away: Pair) -> Filler:
         german, english = phrases.weekday(rng.randrange(7))
         return one_form((f"{week[0]} {german}", f"{week[1]} {english}"))
     if form == 2:
-        german, english = phrases.duration(
-            rng.randrange(2, 13), rng.choice(("day", "week", "month")), "dative"
-        )
+        german, english = phrases.duration(rng.randrange(2, 13), rng.choice(("day", "week", "month")), "dative")
         return one_form((away[0].format(german), away[1].format(english)))
     return on(rng)
 

@@ -71,18 +71,15 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turn what the disk refuses (full, read-only, a folder in a file's place) into a UserError."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses (full, read-only) into a UserError that names the file, or else `folder`."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = (
-            "free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
-        )
-        raise UserError(f"{where}{error.strerror}; {remedy}") from None
+        remedy = "free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        raise UserError(f"{error.filename or folder}: {error.strerror}; {remedy}") from None
 
 
 def writable(folder: Path) -> bool:
@@ -249,9 +246,7 @@ def plugin(model: declarative.ModelFile) -> Path | None:
         return None
     folder = ROOT / model.user_dir
     if not (folder / "__init__.py").is_file():
-        raise UserError(
-            f"{model.path}: user_dir {model.user_dir!r} is no plugin: {folder}/__init__.py is missing"
-        )
+        raise UserError(f"{model.path}: user_dir {model.user_dir!r} is no plugin: {folder}/__init__.py is missing")
     return folder
 
 
@@ -326,13 +321,9 @@ class Run:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError):
-            raise UserError(
-                f"{self.folder}: a file is in the way; choose another folder with --runs"
-            ) from None
+            raise UserError(f"{self.folder}: a file is in the way; choose another folder with --runs") from None
         except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot create it ({error.strerror}); choose another with --runs"
-            ) from None
+            raise UserError(f"{self.folder}: cannot create it ({error.strerror}); choose another with --runs") from None
         if not writable(self.folder) or not writable(self.checkpoints):
             raise UserError(f"{self.folder}: not writable; choose another folder with --runs")
 
@@ -347,13 +338,13 @@ class Run:
         try:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the `with` below
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot write ({error.strerror}); choose another folder with --runs"
-            ) from None
+            raise UserError(f"{path}: cannot write ({error.strerror}); choose another folder with --runs") from None
         with file:
-            if not _locked(file) and not (_end_orphans(path) and _locked(file)):
+            if not _locked(file) and not _locked_without_orphans(file, path):
+                by = ", ".join(map(str, _holders(path))) or "unknown"
                 raise UserError(
-                    f"{self.folder}: another training works in this folder; wait for it to end, or stop it"
+                    f"{self.folder}: another training works in this folder (process {by}); "
+                    "wait for it to end, or stop it"
                 )
             yield file
 
@@ -367,22 +358,22 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def _end_orphans(lock: Path) -> bool:
-    """End trainings whose launcher was killed; False if there is one, or if they cannot be ended.
+def _locked_without_orphans(file: IO[str], path: Path) -> bool:
+    """Take the lock from trainings whose launcher was killed, by ending them; False if there is a launcher.
 
     A launcher has the lock open beside its standard input, the trainings it started have it as that (Linux).
     """
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        holders = _holders(lock)
+    deadline = time.monotonic() + 30
+    while sys.platform == "linux" and time.monotonic() < deadline:
+        if _locked(file):
+            return True
+        holders = _holders(path)
         if any(descriptors != {"0"} for descriptors in holders.values()):
             return False
-        if not holders:
-            return sys.platform == "linux"
         for process in holders:
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
-        time.sleep(0.1)
+        time.sleep(0.1)  # a process that is ending holds the lock for a moment longer
     return False
 
 

@@ -20,9 +20,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
     if not references:
         raise UserError("no reference sentences: there is nothing to score")
     if len(hypotheses) != len(references):
-        raise UserError(
-            f"{len(hypotheses):,} translations for {len(references):,} references: they must be as many"
-        )
+        raise UserError(f"{len(hypotheses):,} translations for {len(references):,} references: they must be as many")
     if not any(reference.strip() for reference in references):
         raise UserError("all references are empty: there is nothing to score")
     try:

@@ -22,9 +22,7 @@ from recipes.cleaning import REPLACED, SPACES
 THREADS = 4
 
 
-def train(
-    lines: Iterable[str], *, vocab_size: int, model: str, character_coverage: float, split_digits: bool
-) -> bytes:
+def train(lines: Iterable[str], *, vocab_size: int, model: str, character_coverage: float, split_digits: bool) -> bytes:
     """A sentencepiece model ("bpe" or "unigram") of exactly `vocab_size` pieces, as the bytes of its file.
 
     `UserError` if the text is too small or has too many characters for that size.
@@ -82,15 +80,12 @@ class Encoder:
     def __call__(self, lines: list[str], *, chunk: int = 10_000) -> Iterator[str]:
         """The pieces of each line, separated by spaces."""
         for start in range(0, len(lines), chunk):
-            for pieces in self._processor.encode(
-                lines[start : start + chunk], out_type=str, num_threads=THREADS
-            ):
+            for pieces in self._processor.encode(lines[start : start + chunk], out_type=str, num_threads=THREADS):
                 yield " ".join(pieces)
 
     def vocabulary(self) -> str:
         """The text of sentencepiece's .vocab file: a piece, a tab and its score a line."""
         processor = self._processor
         return "".join(
-            f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n"
-            for i in range(processor.get_piece_size())
+            f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
         )

@@ -74,9 +74,7 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     run = Run(arguments.runs / corpus.name / model.name)
     plan = Plan(model, corpus, run, merged, device, processes, arguments.seed)
     if not plan.limits:
-        raise UserError(
-            f"nothing would end this training: give --minutes, or max-epoch or max-update in {model.path}"
-        )
+        raise UserError(f"nothing would end this training: give --minutes, or max-epoch or max-update in {model.path}")
     return plan
 
 
@@ -96,9 +94,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
         record = run.record() if run.has_checkpoint() else None
         if run.has_checkpoint():
             if record is None:
-                raise UserError(
-                    f"{run.folder}: checkpoints without run.json; --force deletes them and starts anew"
-                )
+                raise UserError(f"{run.folder}: checkpoints without run.json; --force deletes them and starts anew")
             if changed := differences(record.get("identity", {}), plan.identity()):
                 raise UserError(
                     f"{run.folder} was trained with {changed}; "
@@ -224,7 +220,7 @@ def main() -> int:
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     arguments = parser().parse_args(given[:split])
-    with runs.disk_errors():
+    with runs.disk_errors(arguments.runs):
         return train(arguments, given[split + 1 :], ["recipes/train.sh", *given])
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 PRELOAD = ["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.interactive", "fairseq_cli.validate"]
 
 # The arguments of a tiny transformer's training that takes about a second: 13 updates an epoch on `tiny_corpus`.
-TINY = (
-    "--cpu --arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 "
-    "--encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2 "
-    "--share-all-embeddings --dropout 0.2 --optimizer adam --lr 0.005 --batch-size 16 --seed 3 --num-workers 0 "
-    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --no-progress-bar --log-interval 1"
-).split()
+TINY = """
+    --cpu --arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16
+    --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2
+    --share-all-embeddings --dropout 0.2 --optimizer adam --lr 0.005 --batch-size 16 --seed 3 --num-workers 0
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --no-progress-bar --log-interval 1
+""".split()  # noqa: SIM905
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)
@@ -70,7 +70,7 @@ class Command:
 
 
 def start(log: Path, program: str, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
-    """Start `program`: a console script of fairseq's such as `fairseq-train`, or a module such as `fairseq_host.train`."""
+    """Start `program`: a console script of fairseq's (`fairseq-train`) or a module (`fairseq_host.train`)."""
     log.unlink(missing_ok=True)
     words = [str(argument) for argument in arguments]
     process = _context.Process(target=_run, args=(str(log), program, words, dict(env or {}), os.getcwd()))
@@ -84,7 +84,7 @@ def run(log: Path, program: str, *arguments: object, env: Mapping[str, str] | No
 
 
 def start_processes(folder: Path, count: int, program: str, *arguments: object) -> list[Command]:
-    """Start `count` processes as torchrun would; their output goes to folder/rank*.log, RANK in arguments is replaced."""
+    """Start `count` processes as torchrun would, output in folder/rank*.log; RANK in arguments is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -46,9 +46,7 @@ def write_text(folder: Path, *, seed: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     for split, count in (("train", 160), ("valid", 20), ("test", 24)):
-        sentences = [
-            ["".join(draw.choices(SYLLABLES, k=2)) for _ in range(draw.randint(2, 7))] for _ in range(count)
-        ]
+        sentences = [["".join(draw.choices(SYLLABLES, k=2)) for _ in range(draw.randint(2, 7))] for _ in range(count)]
         for language, lines in (
             ("de", [" ".join(sentence) for sentence in sentences]),
             ("en", [" ".join(sentence[::-1]).upper() for sentence in sentences]),

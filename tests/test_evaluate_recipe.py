@@ -3,13 +3,14 @@
 import argparse
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from recipe_runs import files, prepared, recipe, refused, trained
+from recipe_runs import ROOT, files, prepared, recipe, refused, trained
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_host import checkpoints
@@ -42,11 +43,15 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def translator(data: Path, finished: Path) -> decoding.Translator:
+    """With random parameters: a few updates say the same about every sentence, these something else about each."""
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = runs.open_corpus("toy", data)
-    return decoding.load_translator(
-        checkpoints.load(path), path=path, corpus=corpus, user_dir=None, device="cpu"
-    )
+    state = checkpoints.load(path)
+    torch.manual_seed(1)
+    for value in state["model"].values():
+        if value.dim() > 1:
+            value.normal_(0, 0.5)
+    return decoding.load_translator(state, path=path, corpus=corpus, user_dir=None, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +74,6 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     references = decoding.read_lines(folder / "references.txt")
     assert (folder / "references.txt").read_bytes() == (data / "toy/text/test.en").read_bytes()
     assert len(hypotheses) == len(references) == 24
-    assert len(set(hypotheses)) > 1
-
     scores = json.loads((folder / "scores.json").read_text())
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF()), ("ter", TER())):
         assert scores[name]["score"] == metric.corpus_score(hypotheses, [references]).score
@@ -96,16 +99,12 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert again.returncode == 0, again.stdout + again.stderr
     assert decoding.read_lines(folder / "hypotheses.txt") == hypotheses
     repeated = json.loads((folder / "scores.json").read_text())
-    assert [repeated[name] for name in ("bleu", "chrf", "ter")] == [
-        scores[name] for name in ("bleu", "chrf", "ter")
-    ]
+    assert [repeated[name] for name in ("bleu", "chrf", "ter")] == [scores[name] for name in ("bleu", "chrf", "ter")]
     assert {path.name for path in folder.iterdir()} == names - {f"alignment-{n}.png" for n in range(2, 5)}
     assert not list((copied / "toy/mini").glob(".evaluation*"))
 
 
-def test_another_split_average_and_beam_stand_apart(
-    copied: Path, data: Path, mini: Path, tmp_path: Path
-) -> None:
+def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0"]
     done = recipe("evaluate", *call, "--split", "valid", "--average", "2", "--beam", "1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -154,6 +153,32 @@ def test_the_quickstart_script_explains_itself(tmp_path: Path) -> None:
     refused(recipe("quickstart", "--fast", cwd=tmp_path), "--fast")
     refused(recipe("quickstart", "--data", cwd=tmp_path), "--data")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", [None, "prepare", "train", "evaluate"])
+def test_the_quickstart_script_ends_with_the_score_or_an_error(failing: str | None, tmp_path: Path) -> None:
+    """With the three recipes replaced by scripts that say how they were called."""
+    folder = tmp_path / "a folder/recipes"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "recipes/quickstart.sh", folder)
+    for name in ("prepare", "train", "evaluate"):
+        last = "echo 'error: no' >&2; exit 1" if name == failing else "echo 'BLEU = 12.34'"
+        (folder / f"{name}.sh").write_text(f"#!/usr/bin/env bash\necho {name}: $*\n{last}\n")
+        (folder / f"{name}.sh").chmod(0o755)
+    done = subprocess.run(
+        [folder / "quickstart.sh", "--data", "d e", "--cpu"], capture_output=True, text=True, cwd=tmp_path
+    )
+    if failing is None:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "BLEU = 12.34"
+        assert "prepare: quickstart --data d e\n" in done.stdout
+        assert "train: quickstart pervasive_quickstart --data d e --cpu\n" in done.stdout
+        assert "evaluate: quickstart pervasive_quickstart --data d e --cpu\n" in done.stdout
+        assert "The three steps took 0:0" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert "error: no" in done.stderr
+        assert not done.stdout.strip().endswith("BLEU = 12.34")
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -232,13 +257,9 @@ def test_changed_texts_are_refused(side: str, data: Path, finished: Path, mini: 
 def test_a_checkpoint_of_another_corpus_is_refused(data: Path, finished: Path) -> None:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
-    state["model"] = {
-        name: value[:-1] if "embed_tokens" in name else value for name, value in state["model"].items()
-    }
+    state["model"] = {name: value[:-1] if "embed_tokens" in name else value for name, value in state["model"].items()}
     with pytest.raises(UserError, match="does not fit the corpus"):
-        decoding.load_translator(
-            state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu"
-        )
+        decoding.load_translator(state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu")
 
 
 def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
@@ -279,18 +300,23 @@ def test_translations_do_not_depend_on_batches_nor_order(
 ) -> None:
     search = options(beam=3, max_len_a=1.5, max_len_b=5)
     expected, _ = translator.translate(sentences, search)
+    assert len({t.text for t in expected}) > len(sentences) // 2
     found, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
     assert [t.text for t in found] == [t.text for t in expected][::-1]
     assert [t.pieces for t in found] == [t.pieces for t in expected][::-1]
 
 
-def test_translations_are_those_of_fairseqs_generator(
-    translator: decoding.Translator, sentences: list[str]
-) -> None:
+def test_translations_are_those_of_fairseqs_generator(translator: decoding.Translator, sentences: list[str]) -> None:
     """One sentence at a time through fairseq-interactive's own way of making a batch."""
     found, statistics = translator.translate(sentences[:8], options(beam=3, max_len_b=30))
     task = translator.task
-    generator = task.build_generator([translator.model], argparse.Namespace(beam=3, max_len_b=30))
+    invented = [word for word in task.target_dictionary.symbols if word.startswith("madeupword")]
+    assert invented
+    generator = task.build_generator(
+        [translator.model],
+        argparse.Namespace(beam=3, max_len_b=30),
+        extra_gen_cls_kwargs={"tokens_to_suppress": invented},
+    )
     total = 0
     for sentence, translation in zip(sentences, found, strict=False):
         line = " ".join(translator.source_pieces.encode(sentence, out_type=str))
@@ -299,6 +325,7 @@ def test_translations_are_those_of_fairseqs_generator(
         hypothesis = task.inference_step(generator, [translator.model], dataset.collater([dataset[0]]))[0][0]
         assert torch.equal(hypothesis["tokens"], translation.tokens)
         assert float(hypothesis["score"]) == pytest.approx(translation.score, abs=1e-5)
+        assert "madeupword" not in translation.text
         total += len(hypothesis["tokens"])
     assert statistics.tokens == total
 
@@ -314,7 +341,7 @@ def test_batches_are_of_like_length_and_within_the_limit(translator: decoding.Tr
 
 
 def test_empty_unknown_and_overlong_sentences(translator: decoding.Translator, sentences: list[str]) -> None:
-    plain, _ = translator.translate([sentences[0]], options())
+    plain, _ = translator.translate([sentences[0]], options(max_len_b=20))
     odd = ["", sentences[0], "   ", "日本 ??", "bake " * 3000]
     found, statistics = translator.translate(odd, options(max_len_b=20))
     assert [t.text for t in found][:3] == ["", plain[0].text, ""]
@@ -354,9 +381,7 @@ def test_pieces_are_joined_to_words() -> None:
     assert decoding.words([]) == []
 
 
-def test_alignments_are_distributions_over_words(
-    translator: decoding.Translator, sentences: list[str]
-) -> None:
+def test_alignments_are_distributions_over_words(translator: decoding.Translator, sentences: list[str]) -> None:
     found, _ = translator.translate(sentences[:5], options(max_len_b=30))
     for sentence, translation in zip(sentences, found, strict=False):
         alignment = translator.alignment(sentence, translation)

@@ -159,11 +159,12 @@ def test_full_disk_leaves_the_old_file(tmp_path, write):
     before = path.read_bytes()
     checkpoints.save(training_state(2), tmp_path / "checkpoint1.pt")
     path.with_name(path.name + checkpoints.TEMPORARY_SUFFIX).symlink_to("/dev/full")
+    writes = {
+        "save": lambda: checkpoints.save(training_state(2), path),
+        "copy": lambda: checkpoints.copy_file(tmp_path / "checkpoint1.pt", path),
+    }
     with pytest.raises(CheckpointError, match=rf"{path}: No space left on device; earlier checkpoints are untouched"):
-        if write == "save":
-            checkpoints.save(training_state(2), path)
-        else:
-            checkpoints.copy_file(tmp_path / "checkpoint1.pt", path)
+        writes[write]()
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["checkpoint1.pt", "checkpoint_last.pt"]
 

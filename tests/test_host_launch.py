@@ -68,10 +68,13 @@ def torchrun(monkeypatch):
 
 
 def test_torchrun_is_silently_ignored_by_fairseq_on_the_cpu(tmp_path, tiny_corpus):
-    save = ["--save-dir", tmp_path / "save", *EPOCH]
-    for command in start_processes(tmp_path, 2, "fairseq-train", tiny_corpus, *TINY, *save):
-        assert command.wait().status == 0
-        assert "training on 1 devices" in command.output  # each of them
+    # A folder for each, since in one they would stumble over each other's files, or not, as chance has it.
+    save = ["--save-dir", tmp_path / "rankRANK", "--max-epoch", 1]
+    for rank, command in enumerate(start_processes(tmp_path, 2, "fairseq-train", tiny_corpus, *TINY, *save)):
+        assert command.wait().status == 0, command.output
+        assert "training on 1 devices" in command.output
+        assert (tmp_path / f"rank{rank}" / "checkpoint_last.pt").exists()  # each has trained on everything
+    assert_same_parameters(*tmp_path.glob("rank*/checkpoint_last.pt"))
 
 
 def test_two_processes_compute_what_one_does(tmp_path, tiny_corpus):
@@ -100,8 +103,10 @@ def test_two_processes_compute_what_one_does(tmp_path, tiny_corpus):
 def test_fairseqs_own_resuming_on_several_processes_fails(tmp_path, tiny_corpus):
     """The flags that make fairseq itself train on two CPU processes do not make it resume."""
     save = ["--save-dir", tmp_path / "save", "--max-epoch", 2]
-    flags = "--distributed-init-method env:// --distributed-no-spawn --distributed-world-size 2 --distributed-rank RANK".split()
-    flags += "--distributed-backend gloo --ddp-backend legacy_ddp --user-dir".split()
+    flags = """
+        --distributed-init-method env:// --distributed-no-spawn --distributed-world-size 2 --distributed-rank RANK
+        --distributed-backend gloo --ddp-backend legacy_ddp --user-dir
+    """.split()  # noqa: SIM905
     plugin = tmp_path / "allows_namespaces"  # the first fault, see test_host_resuming.py, would hide this one
     plugin.mkdir()
     (plugin / "__init__.py").write_text(
@@ -131,7 +136,8 @@ def test_a_killed_process_ends_the_others(tmp_path, tiny_corpus):
 def test_torchrun_itself(tmp_path, tiny_corpus):
     """The real torchrun; when one of its processes is killed, it ends the other and itself with an error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "fairseq_host.train", str(tiny_corpus), *TINY, "--max-epoch", "10000", "--no-save"]
+    command += ["-m", "fairseq_host.train", str(tiny_corpus), *TINY, "--max-epoch", "10000"]
+    command += ["--no-save", "--save-dir", str(tmp_path / "save")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
     assert process.stdout is not None
     workers: list[int] = []

@@ -362,9 +362,7 @@ def test_clock_reads_back(hour: int, minute: int) -> None:
 @given(st.integers(0, 23), st.integers(0, 59))
 def test_clock_in_german_reads_back(hour: int, minute: int) -> None:
     german = phrases.clock(hour, minute)[0].replace("Viertel", "fünfzehn")
-    amount, direction, half, named = groups(
-        r"(?:(\S+?)(?: Minuten?)? (vor|nach) )?(halb )?(\S+)(?: Uhr)?", german
-    )
+    amount, direction, half, named = groups(r"(?:(\S+?)(?: Minuten?)? (vor|nach) )?(halb )?(\S+)(?: Uhr)?", german)
     read = 60 * read_german(named) - (30 if half else 0)
     if amount:
         read += (1 if direction == "nach" else -1) * (1 if amount == "eine" else read_german(amount))
@@ -380,9 +378,7 @@ def test_times_are_one_to_one(form: Callable[[int, int], Pair]) -> None:
 
 
 @given(st.dates(datetime.date(1900, 1, 1), datetime.date(2029, 12, 31)), st.booleans(), st.booleans())
-def test_dates_have_one_english_in_every_case(
-    day: datetime.date, with_weekday: bool, with_year: bool
-) -> None:
+def test_dates_have_one_english_in_every_case(day: datetime.date, with_weekday: bool, with_year: bool) -> None:
     said = {
         phrases.date(day, case, with_weekday=with_weekday, with_year=with_year)
         for case in ("nominative", "accusative", "dative")
@@ -534,9 +530,7 @@ def test_sentence(
 def test_inflection_of_nouns(gender: Gender, look: Pair | None, forms: tuple[str, ...]) -> None:
     german, english = slots.noun("Ton", gender, "sound", look)
     assert tuple(german[name] for name in ("der", "den", "einen", "rel")) == forms
-    assert english == (
-        {"the": "the old sound", "a": "an old sound"} if look else {"the": "the sound", "a": "a sound"}
-    )
+    assert english == ({"the": "the old sound", "a": "an old sound"} if look else {"the": "the sound", "a": "a sound"})
 
 
 @pytest.mark.parametrize(

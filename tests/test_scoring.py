@@ -56,9 +56,7 @@ def test_the_target_language_chooses_the_tokeniser() -> None:
     chinese = ["我们在公园里踢足球。", "一个男人在遛狗。"]
     scores = scoring.score(chinese, chinese, "zh")
     assert "tok:zh" in scores["bleu"]["signature"]
-    assert scores["bleu"]["score"] == pytest.approx(
-        BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score
-    )
+    assert scores["bleu"]["score"] == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)
 
 
 @pytest.mark.parametrize(

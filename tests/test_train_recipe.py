@@ -172,9 +172,7 @@ def wait_until_gone(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_killed_run_resumes_to_the_same_bits(
-    finished: Path, data: Path, mini: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(finished: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     """Kill the launcher, the training, and both at once, at different updates; then let it end."""
     call = ["toy", str(mini), "--data", str(data), "--runs", str(tmp_path / "runs"), "--cpu"]
     for victim, when in (("launcher", "update 4 "), ("training", "update 12  valid"), ("both", "update 20 ")):
@@ -205,7 +203,7 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(data: Path, mini: Path, tm
     os.killpg(process.pid, signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 130
-    assert "call the same command again to resume" in rest
+    assert "call the same again to resume" in rest
     assert "Traceback" not in rest
     wait_until_gone(tmp_path / "runs")
     # More epochs or fewer are the same training: it goes on, and the limit is met at once.
@@ -290,9 +288,7 @@ def test_other_options_are_refused_for_an_existing_run(copied: Path, data: Path,
     assert files(copied) == before
 
 
-def test_another_corpus_is_refused_for_an_existing_run(
-    copied: Path, data: Path, mini: Path, tmp_path: Path
-) -> None:
+def test_another_corpus_is_refused_for_an_existing_run(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     description = tmp_path / "data/toy/corpus.json"
     description.write_text(description.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
@@ -452,9 +448,7 @@ def test_checkpoints_without_record_are_not_touched(copied: Path, data: Path, mi
 
 
 def test_options_from_the_command_line() -> None:
-    assert options.from_command_line(
-        ["--lr", "1", "--bf16", "--clip_norm=-1", "--adam-betas", "(0.9, 0.98)"]
-    ) == {
+    assert options.from_command_line(["--lr", "1", "--bf16", "--clip_norm=-1", "--adam-betas", "(0.9, 0.98)"]) == {
         "lr": "1",
         "bf16": True,
         "clip-norm": "-1",
@@ -493,9 +487,7 @@ def test_the_time_left_is_that_of_the_nearest_limit() -> None:
 
 def test_records_beyond_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     run = runs.Run(tmp_path)
-    told = [
-        {"kind": "train", "updates": n, "seconds": float(n), "loss": 1.0, "epoch": 1} for n in (10, 20, 30)
-    ]
+    told = [{"kind": "train", "updates": n, "seconds": float(n), "loss": 1.0, "epoch": 1} for n in (10, 20, 30)]
     run.progress_path.write_text("".join(json.dumps(r) + "\n" for r in told) + '{"kind": "tra')
     state = progress.Progress(run, {})
     state.rewind(20)

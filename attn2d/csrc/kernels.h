@@ -64,7 +64,7 @@ struct Kernels {
   // out = (x + dropout(h)) * scale over elements [begin, end); begin is a multiple of kDropoutBlock.
   // x null: out = dropout(h) * scale. The kept are multiplied by `keep_scale`.
   void (*dropout)(DropoutMask, A keep_scale, A scale, const T* x, const T* h, T* out, int64_t begin, int64_t end);
-  // grad_h = grad * mask * keep_scale * scale, and grad_x = grad * scale unless grad_x is null.
+  // Its gradients: grad_x = grad * scale, grad_h = grad * mask * keep_scale * scale.
   void (*dropout_grad)(DropoutMask, A keep_scale, A scale, const T* grad, T* grad_x, T* grad_h, int64_t begin,
                        int64_t end);
 

@@ -279,7 +279,10 @@ INLINE void dropout_block(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, con
   typedef typename Vector<Acc<T>>::type V;
   constexpr int64_t L = VECTOR_BYTES / sizeof(Acc<T>);
   uint32_t bits[kDropoutBlock];
-  random_bits(mask.seed, block, bits);
+  if (mask.threshold)
+    random_bits(mask.seed, block, bits);
+  else
+    std::memset(bits, 0, sizeof bits);  // nothing is dropped
   for (int64_t e = 0; e < kDropoutBlock; e += L) {
     V y = keep(bits + e, mask.threshold, load(h + e) * keep_scale);
     if (x) y += load(x + e);
@@ -312,7 +315,7 @@ INLINE void dropout_grad_block(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale
   random_bits(mask.seed, block, bits);
   for (int64_t e = 0; e < kDropoutBlock; e += L) {
     const V g = load(grad + e) * scale;
-    if (grad_x) store(grad_x + e, g);
+    store(grad_x + e, g);
     store(grad_h + e, keep(bits + e, mask.threshold, g * keep_scale));
   }
 }
@@ -322,14 +325,13 @@ void dropout_grad(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, const T* gr
                   int64_t begin, int64_t end) {
   int64_t e = begin;
   for (; e + kDropoutBlock <= end; e += kDropoutBlock)
-    dropout_grad_block<T>(mask, keep_scale, scale, grad + e, grad_x ? grad_x + e : nullptr, grad_h + e,
-                          e / kDropoutBlock);
+    dropout_grad_block<T>(mask, keep_scale, scale, grad + e, grad_x + e, grad_h + e, e / kDropoutBlock);
   if (e < end) {
     T tail[kDropoutBlock] = {}, tail_x[kDropoutBlock], tail_h[kDropoutBlock];
     const size_t bytes = (end - e) * sizeof(T);
     std::memcpy(tail, grad + e, bytes);
     dropout_grad_block<T>(mask, keep_scale, scale, tail, tail_x, tail_h, e / kDropoutBlock);
-    if (grad_x) std::memcpy(grad_x + e, tail_x, bytes);
+    std::memcpy(grad_x + e, tail_x, bytes);
     std::memcpy(grad_h + e, tail_h, bytes);
   }
 }

@@ -414,7 +414,7 @@ void check_max(const char* op, const Tensor& x, const Tensor& padding, bool gate
                   padding.size(1) == x.size(2),
               op, ": the padding mask must be bool (B, S) = (", x.size(0), ", ", x.size(2), "), given ",
               padding.scalar_type(), " ", padding.sizes());
-  TORCH_CHECK(x.size(2) > 0 || x.numel() > 0 || x.size(0) * x.size(1) == 0, op, ": the grid has no column");
+  TORCH_CHECK(x.size(2) > 0 || x.size(0) * x.size(1) == 0, op, ": the grid has no column");
 }
 
 std::tuple<Tensor, Tensor> max_over_source(const Tensor& x, const Tensor& padding, bool gated) {
