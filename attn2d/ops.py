@@ -184,10 +184,10 @@ def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed
     if x.shape != h.shape:
         raise RuntimeError(f"x and h must have one shape, given {tuple(x.shape)} and {tuple(h.shape)}")
     x, h = _promoted(x, h)
+    if p == 0:
+        return (x + h).mul_(scale)
     if not _takes(x, h):
         return (x + torch_dropout(h, p=p, seed=seed)) * scale
-    if p == 0:
-        seed = torch.zeros((), dtype=torch.int64)  # no mask is drawn, and the generator stays where it is
     return _native.dropout_residual(x, h, p, scale, draw_seed() if seed is None else seed)
 
 

@@ -39,7 +39,7 @@ RESERVED = {
 
 # What may change between two calls of the same run: when it stops, what it says and keeps.
 LIMITS = ("max-update", "max-epoch", "patience", "minutes")
-DISPLAY = ("log-interval", "keep-last-epochs", "num-workers")
+DISPLAY = ("log-interval", "num-workers", "keep-last-epochs", "no-epoch-checkpoints")
 
 
 def normalised(options: Mapping[str, Any]) -> Options:
