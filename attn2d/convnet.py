@@ -3,7 +3,6 @@
 Axes: B batch, T target rows, S source columns, C channels. ``padding`` is a boolean mask of the cells, True where
 source or target is padding, (B, 1, S, 1) or (B, T, S, 1), or None when there is none. Padded cells are zeroed before
 every convolution, so that a sentence's result does not depend on what it is batched with.
-
 """
 
 from collections.abc import Callable, Iterator

@@ -173,6 +173,21 @@ def test_gradient_checkpointing_changes_nothing(options: dict) -> None:
         assert torch.equal(plain, recomputed)
 
 
+@pytest.mark.parametrize("convnet", CONVNETS)
+def test_recomputing_is_no_second_step_of_batch_norm(convnet: str) -> None:
+    """The running statistics after one update are the same with gradient checkpointing."""
+    statistics = []
+    for checkpointing in (False, True):
+        model = small_model(convnet=convnet, convnet_norm="batch", convnet_checkpointing=checkpointing).train()
+        torch.manual_seed(5)
+        source, target = random_tokens([4, 9], pad=PAD, left=True), random_tokens([7, 5], pad=PAD, left=False)
+        model(source, None, target)[0].logsumexp(-1).sum().backward()
+        statistics.append([buffer for name, buffer in model.named_buffers() if "running" in name])
+    assert statistics[0]
+    for plain, recomputed in zip(*statistics, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 @every_model
 def test_half_precision_stays_finite(options: dict, dtype: torch.dtype) -> None:
