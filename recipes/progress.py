@@ -100,6 +100,11 @@ class Progress:
         self._earlier = 0.0  # seconds of training before this resumption; fairseq's clock starts at 0 each time
         self._since: float | None = None  # when this resumption began to train, by the clock of time.monotonic()
 
+    def begin(self) -> None:
+        """Training begins now. A validation, which may be told first, does not say how long ago that was."""
+        if self._since is None:
+            self._since = time.monotonic()
+
     def rewind(self, updates: int) -> None:
         """A checkpoint of so many updates was loaded: forget what a killed training had told beyond it."""
         self.records = [r for r in self.records if r.get("updates", 0) <= updates]

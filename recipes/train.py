@@ -165,7 +165,10 @@ def execute(
             del recent[:-200]
             if re.search(r"(?i)stopping training|early stop", line):
                 endings.append(line)
-            if "parameters" not in record and (parameters := parse_parameters(line)) is not None:
+            parameters = parse_parameters(line)
+            if parameters is not None:
+                progress.begin()  # fairseq tells them right before it trains
+            if parameters is not None and "parameters" not in record:
                 record["parameters"] = parameters
                 run.update(record)
                 print(f"parameters: {parameters:,}", flush=True)
