@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend: the message names the file or option, and the remedy."""
 
 
+class OptionError(UserError, ValueError):
+    """A model or task cannot be built with these options: a ValueError to who calls from Python."""
+
+
 def main(function: Callable[[], int | None]) -> None:
     """Run a command line's `function` and exit: 0 or what it returns, 1 on a `UserError`, 130 on Ctrl-C.
 

@@ -2,10 +2,14 @@
 
 fairseq's faults that are mended here:
 
-- a start fails on a truncated `checkpoint_last.pt` although other checkpoints of the folder are readable;
+- a start fails on a truncated `checkpoint_last.pt` although other checkpoints of the folder are readable, and
+  without one (the first save was interrupted) it begins anew and overwrites them;
 - the count of validations without improvement (`--patience`) begins anew at each start;
 - under --bf16 and --fp16 the parameters that the optimizer updates are float32, but only their rounded copies
-  are saved, so a resumed training goes another way; nor is the state of --fp16's loss scale complete.
+  are saved, so a resumed training goes another way; nor is the state of --fp16's loss scale complete;
+- a checkpoint at the end of an epoch is written before the learning rate's scheduler is told the validation loss:
+  a resumed one never is, and `reduce_lr_on_plateau` does not save how many validations were no better either;
+- a training resumed at the end of an epoch tells the mean loss of a part of its first log interval.
 
 Resuming in mid-epoch is exact with `--update-epoch-batch-itr True` only, which is `fairseq_host.train`'s default.
 """
@@ -26,15 +30,19 @@ logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Wrap fairseq's `load_checkpoint`, `Trainer.save_checkpoint` and the state of its mixed-precision optimizer."""
+    """Wrap fairseq's `load_checkpoint`, `Trainer.save_checkpoint`, and the states of optimizer and scheduler."""
     from fairseq import checkpoint_utils
     from fairseq.optim.fp16_optimizer import FP16Optimizer
+    from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule as Plateau
     from fairseq.trainer import Trainer
 
     checkpoint_utils.load_checkpoint = _load_checkpoint(checkpoint_utils.load_checkpoint)
     Trainer.save_checkpoint = _save_checkpoint(Trainer.save_checkpoint)
     FP16Optimizer.state_dict = _state_dict(FP16Optimizer.state_dict)
     FP16Optimizer.load_state_dict = _load_state_dict(FP16Optimizer.load_state_dict)
+    Plateau.state_dict = _plateau_state_dict(Plateau.state_dict)
+    Plateau.load_state_dict = _load_plateau_state_dict(Plateau.load_state_dict)
+    Plateau.step = _step_plateau(Plateau.step)
 
 
 def readable_checkpoint(folder: Path, name: str) -> Path:
@@ -60,17 +68,49 @@ def readable_checkpoint(folder: Path, name: str) -> Path:
 def _load_checkpoint(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     def load_newest_readable(cfg: Any, trainer: Any, **iterator_options: Any) -> Any:
         folder, name = Path(cfg.save_dir), f"checkpoint_last{trainer.checkpoint_suffix}.pt"
-        if cfg.restore_file == "checkpoint_last.pt" and (folder / name).exists():
-            path = readable_checkpoint(folder, name)
-            if path.name != name:
+        if cfg.restore_file == "checkpoint_last.pt":
+            path = readable_checkpoint(folder, name) if (folder / name).exists() else _without_last(cfg, trainer)
+            if path is not None and path.name != name:
                 cfg = copy.copy(cfg)
                 cfg.restore_file = str(path)
                 cfg.finetune_from_model = None  # it served the first start only
         extra_state, epoch_iterator = load_checkpoint(cfg, trainer, **iterator_options)
         _restore_early_stopping(extra_state)
+        if not cfg.reset_lr_scheduler:
+            _tell_scheduler(trainer, extra_state, epoch_iterator)
+        if not cfg.reset_meters:
+            _restore_interval(extra_state)
         return extra_state, epoch_iterator
 
     return load_newest_readable
+
+
+def _without_last(cfg: Any, trainer: Any) -> Path | None:
+    """The newest checkpoint of a training whose first save was interrupted, or whose checkpoint_last.pt is gone."""
+    wanted_elsewhere = cfg.finetune_from_model or getattr(cfg, "continue_once", None)
+    if cfg.no_last_checkpoints or wanted_elsewhere or trainer.checkpoint_suffix:
+        return None
+    newest = checkpoints.newest_readable(cfg.save_dir)
+    if newest is not None:
+        logger.warning("%s has no checkpoint_last.pt: resuming from the newest readable one, %s", cfg.save_dir, newest)
+    return newest
+
+
+def _tell_scheduler(trainer: Any, extra_state: dict[str, Any] | None, epoch_iterator: Any) -> None:
+    """What `fairseq_cli.train` does at the end of an epoch after it has saved, if that is where we resume."""
+    position = (extra_state or {}).get("train_iterator", {})
+    next_epoch = position.get("epoch", 1)
+    if next_epoch > 1 and not position.get("iterations_in_epoch") and epoch_iterator.next_epoch_idx == next_epoch:
+        trainer.lr_step(next_epoch - 1, (extra_state or {}).get("val_loss"))
+
+
+def _restore_interval(extra_state: dict[str, Any] | None) -> None:
+    """The means of the log interval that has begun, which fairseq forgets with those of the epoch that has ended."""
+    from fairseq.logging import metrics
+
+    interval = (extra_state or {}).get("metrics", {}).get("train_inner")
+    if interval is not None:
+        metrics.load_state_dict({"train_inner": interval})
 
 
 def _save_checkpoint(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,3 +174,32 @@ def _float32_parameters(optimizer: Any) -> list[torch.Tensor]:
     """The optimizer's own parameters: a list, or flattened ones by device."""
     parameters = optimizer.fp32_params
     return list(parameters.values()) if isinstance(parameters, dict) else list(parameters)
+
+
+# The parts of ReduceLROnPlateau's state that change and that fairseq leaves out.
+PLATEAU_STATE = ("num_bad_epochs", "cooldown_counter")
+
+
+def _plateau_state_dict(state_dict: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    def complete(self: Any) -> dict[str, Any]:
+        return state_dict(self) | {name: getattr(self.lr_scheduler, name) for name in PLATEAU_STATE}
+
+    return complete
+
+
+def _load_plateau_state_dict(load_state_dict: Callable[..., None]) -> Callable[..., None]:
+    def complete(self: Any, state: dict[str, Any]) -> None:
+        load_state_dict(self, state)
+        for name in PLATEAU_STATE:
+            if name in state:
+                setattr(self.lr_scheduler, name, state[name])
+
+    return complete
+
+
+def _step_plateau(step: Callable[..., float]) -> Callable[..., float]:
+    def only_after_validation(self: Any, epoch: int, val_loss: float | None = None) -> float:
+        # Without a loss it is told of a start, which is not the end of an epoch.
+        return step(self, epoch, val_loss) if val_loss is not None else self.optimizer.get_lr()
+
+    return only_after_validation

@@ -2,11 +2,16 @@
 
 It takes fairseq-train's options and differs in this: interrupted trainings resume exactly
 (--update-epoch-batch-itr True is the default), several processes work under torchrun on CPUs too, --bf16 works
-without XLA, checkpoints survive a full disk, logs are quiet, and errors are one line that names cause and remedy.
+without XLA, checkpoints survive a full disk, logs are quiet, errors are one line that names cause and remedy, and
+the processes of a torchrun that was killed do not train on.
 """
 
 import argparse
-from typing import Any
+import ctypes
+import os
+import signal
+import sys
+from typing import Any, NoReturn
 
 import fairseq_host
 from fairseq_host import errors, logs
@@ -14,6 +19,7 @@ from fairseq_host import errors, logs
 
 def main() -> None:
     """Parse the command line and train, as fairseq_cli.train.cli_main does."""
+    _end_with_torchrun()
     logs.quiet()
     from fairseq_cli import train  # noqa: F401  (the first import of fairseq: it sets up the logging)
 
@@ -24,6 +30,7 @@ def main() -> None:
 
     fairseq_host.install()
     parser = options.get_training_parser()
+    parser.error = _refuse
     arguments = options.parse_args_and_arch(parser, modify_parser=_set_defaults)
     cfg = convert_namespace_to_omegaconf(arguments)
     distributed_utils.call_main(cfg, run)
@@ -37,6 +44,19 @@ def run(cfg: Any) -> None:
 
     logs.quiet()
     train.main(cfg)
+
+
+def _end_with_torchrun() -> None:
+    """Started by torchrun, end when it ends, be it by SIGKILL (Linux); it gives each process a session of its own."""
+    set_parent_death_signal = 1
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    """argparse's error without the pages of usage in front of it."""
+    print(f"error: {message}; see python -m fairseq_host.train --help", file=sys.stderr)
+    sys.exit(2)
 
 
 def _set_defaults(parser: argparse.ArgumentParser) -> None:

@@ -65,7 +65,7 @@ def checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file. Newlines alone end them: other separators belong to the sentences."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # read_text would take \r for a newline
     except FileNotFoundError:
         raise UserError(f"{path}: missing; prepare the corpus anew (recipes/prepare.sh)") from None
     except UnicodeDecodeError as error:
@@ -183,7 +183,8 @@ class Translator:
         names = {name.replace("-", "_"): value for name, value in options.items()}
         # fairseq multiplies max_len_a by the longest source of the batch: here by the longest of all batches.
         names["max_len_b"] = int(names.pop("max_len_a") * longest) + names["max_len_b"]
-        names["min_len"] = min(names["min_len"], names["max_len_b"])
+        longest_target = min(names["max_len_b"], self.model.max_decoder_positions() - 1)
+        names["min_len"] = min(names["min_len"], longest_target)
         # fairseq fills a dictionary up to a multiple of 8 with words that no text holds: they are never written.
         invented = [word for word in self.task.target_dictionary.symbols if _INVENTED.fullmatch(word)]
         return self.task.build_generator(
@@ -308,6 +309,11 @@ def load_translator(
     except Exception as error:  # plugins and fairseq raise anything
         line = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})") from None
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise UserError(
+            f"{path}: holds parameters that are not finite, so the training diverged; take another checkpoint, or "
+            "train anew with a lower --lr"
+        )
     return Translator(
         model=model,
         task=task,

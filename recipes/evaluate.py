@@ -104,7 +104,8 @@ def load(paths: Sequence[Path], train_call: str) -> dict[str, Any]:
     from fairseq_host import checkpoints
 
     try:
-        return checkpoints.load(paths[0]) if len(paths) == 1 else checkpoints.average(paths)
+        # The average takes all that is no parameter, the number of updates too, from the last path: the last epoch's.
+        return checkpoints.load(paths[0]) if len(paths) == 1 else checkpoints.average(paths[::-1])
     except checkpoints.CheckpointError as error:
         raise UserError(f"{error}; another --checkpoint may do, or train again: {train_call}") from None
 
@@ -132,11 +133,12 @@ def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
         raise UserError(f"--split {split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
     source_path, target_path = corpus.text(split, corpus.source), corpus.text(split, corpus.target)
     sources, references = read_lines(source_path), read_lines(target_path)
-    again = f"prepare the corpus anew: recipes/prepare.sh {corpus.argument} --force"
     if not sources:
-        raise UserError(f"{source_path}: empty; {again}")
+        raise UserError(f"{source_path}: empty; {corpus.prepare_again}")
     if len(sources) != len(references):
-        raise UserError(f"{target_path}: {len(references):,} lines for {len(sources):,} of {source_path}; {again}")
+        raise UserError(
+            f"{target_path}: {len(references):,} lines for {len(sources):,} of {source_path}; {corpus.prepare_again}"
+        )
     return sources, references
 
 
@@ -211,6 +213,8 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
     what = paths[0].name if len(paths) == 1 else f"the average of {', '.join(path.name for path in paths)}"
     print(f"Loading {what} of {run.folder}", flush=True)
+    if record.get("status") != "finished":
+        print(f"note: this training is not finished ({record.get('status')}); {train_call} goes on with it")
     state = load(paths, train_call)
     user_dir = runs.plugin(model_file)
     translator = decoding.load_translator(state, path=paths[0], corpus=corpus, user_dir=user_dir, device=device)
@@ -237,6 +241,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "parameters": translator.parameters,
         "checkpoint": what,
         "updates": updates_of(state),
+        "training_status": record.get("status"),
         "training_seconds": record.get("seconds"),
         "training_command": record.get("command"),
         "training_commit": record.get("commit"),

@@ -45,9 +45,12 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
+    """End this process, the forked child of `parent`, when that ends."""
     # SIGTERM and not SIGKILL: torchrun takes its workers along when it is asked to end.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # too late: it has ended already
+        os._exit(1)
 
 
 def _children() -> list[int]:
@@ -88,13 +91,14 @@ def run(command: Sequence[str], *, threads: int, lock: IO[str], on_line: Callabl
     as one of them lives. On the way out, by an error or Ctrl-C too, no child is left.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    launcher = os.getpid()
     process = subprocess.Popen(
         command,
         stdin=lock,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment(threads),
-        preexec_fn=_die_with_parent,
+        preexec_fn=lambda: _die_with(launcher),
         text=True,
         encoding="utf-8",
         errors="replace",

@@ -93,16 +93,29 @@ class Plan:
         return f"on the CPU {'with' if self.processes == 1 else f'in {self.processes} processes of'} {count}"
 
 
-def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence[str]) -> Options:
-    """Model file over defaults, its part for this corpus over that, the command line over all."""
+def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence[str], *, device: str) -> Options:
+    """Model file over defaults, its part for this corpus over that, the command line over all.
+
+    A model file's bf16 is passed over, and that is said, on a CPU where it would be slower than float32.
+    """
     from_file = options.normalised(model.options("train", corpus.name))
     options.refuse_reserved(from_file, f"in {model.path}")
     from_user = options.from_command_line(extra)
+    if device == "cpu" and from_file.get("bf16") and "bf16" not in from_user and not cpu_computes_bf16():
+        print("note: this CPU has no bfloat16 matrix products: training in float32 (-- --bf16 would insist)")
+        del from_file["bf16"]
     options.refuse_reserved(from_user, "after --")
     merged = DEFAULTS | from_file | from_user
     if "batch-size" in from_user and "max-tokens" not in from_user:
         merged["max-tokens"] = None
     return {name: value for name, value in merged.items() if value is not None and value is not False}
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this CPU: on x86 with AVX-512."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -23,16 +23,11 @@ from recipes.corpus_files import Pairs
 from recipes.declarative import CORPUS, FOLDER_NAME, RECIPES, load_corpus
 from recipes.placing import Place, State, made
 from recipes.reporting import progress, say, warn
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
+from recipes.runs import Parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="recipes/prepare.sh",
         allow_abbrev=False,
         description="Clean parallel text, learn sub-words from its training part, binarise it for fairseq.",

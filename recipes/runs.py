@@ -12,10 +12,10 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -33,6 +33,7 @@ from typing import IO, Any, NoReturn
 
 from fairseq_host.errors import UserError
 from recipes import declarative
+from recipes.placing import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -182,9 +183,8 @@ class Corpus:
             path = self.folder / name
             if not path.is_file():
                 raise UserError(f"{path}: missing; {self.prepare_again}")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != known:
-                    raise UserError(f"{path}: damaged or changed since it was prepared; {self.prepare_again}")
+            if digest(path) != known:
+                raise UserError(f"{path}: damaged or changed since it was prepared; {self.prepare_again}")
 
     def text(self, split: str, language: str) -> Path:
         """The plain text of one side of a split."""
@@ -214,7 +214,7 @@ def open_corpus(argument: str, data: Path) -> Corpus:
         source, target = facts["source"], facts["target"]
         models = {language: folder / facts["subwords"]["models"][language] for language in (source, target)}
         fingerprint, splits = str(facts["fingerprint"]), tuple(facts["splits"])
-        files = {str(name): str(digest) for name, digest in facts.get("files", {}).items()}
+        files = {str(name): str(known) for name, known in facts.get("files", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description}: damaged ({type(error).__name__}: {error}); {again}") from None
     needed = [folder / "bin" / f"dict.{language}.txt" for language in (source, target)]
@@ -311,7 +311,7 @@ class Run:
     def clear(self) -> None:
         """Remove what a training and its evaluations wrote, the record last; nothing else of the folder."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for evaluation in self.folder.glob("evaluation*"):
+        for evaluation in (*self.folder.glob("evaluation*"), *self.folder.glob(".evaluation*")):  # the latter: killed
             shutil.rmtree(evaluation, ignore_errors=True)
         for path in (self.progress_path, self.log_path, self.record_path):
             path.unlink(missing_ok=True)
@@ -362,30 +362,47 @@ def _locked_without_orphans(file: IO[str], path: Path) -> bool:
     """Take the lock from trainings whose launcher was killed, by ending them; False if there is a launcher.
 
     A launcher has the lock open beside its standard input, the trainings it started have it as that (Linux).
+    What was killed holds it until the system has cleared it away, which may take seconds if the disk is busy, and
+    a training that is being started looks like its launcher for a moment: both are waited for.
     """
-    deadline = time.monotonic() + 30
-    while sys.platform == "linux" and time.monotonic() < deadline:
+    begun = time.monotonic()
+    while sys.platform == "linux" and time.monotonic() - begun < 30:
         if _locked(file):
             return True
-        holders = _holders(path)
+        holders = {process: held for process, held in _holders(path).items() if not _is_ending(process)}
         if any(descriptors != {"0"} for descriptors in holders.values()):
-            return False
-        for process in holders:
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.1)  # a process that is ending holds the lock for a moment longer
+            if time.monotonic() - begun > 2:
+                return False
+        else:
+            for process in holders:
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
     return False
 
 
 def _holders(lock: Path) -> dict[int, set[str]]:
     """Other processes that have the file `lock` open, with the numbers of their file descriptors."""
-    place = lock.resolve()
+    place = str(lock.resolve())
     found: dict[int, set[str]] = {}
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        process = int(link.parts[2])
+    for process in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         if process == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            if Path(os.readlink(link)) == place:
-                found.setdefault(process, set()).add(link.name)
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{process}/fd/{descriptor}") == place:
+                        found.setdefault(process, set()).add(descriptor)
     return found
+
+
+def _is_ending(process: int) -> bool:
+    """Whether a process has ended, is about to, or has been sent SIGKILL (Linux)."""
+    try:
+        state, *numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        pending = re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return True
+    exiting = int(numbers[5]) & 0x4  # PF_EXITING of the kernel's flags of the process
+    killed = any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for signals in pending)
+    return state in "ZX" or bool(exiting) or killed

@@ -11,7 +11,8 @@ METRICS = ("bleu", "chrf", "ter")
 def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, dict[str, Any]]:
     """{"bleu": {"score", "signature"}, "chrf": ..., "ter": ...} of `hypotheses` against one reference each.
 
-    `language` (of the references) chooses sacreBLEU's tokeniser for BLEU where 13a does not fit (zh, ja, ko);
+    `language` (of the references) chooses sacreBLEU's tokeniser for BLEU where 13a does not fit (zh, ja, ko, with or
+    without a script or region: zh_Hans);
     all else is sacreBLEU's default. Raises a UserError when there is nothing to score or the numbers of lines
     differ.
     """
@@ -24,7 +25,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
     if not any(reference.strip() for reference in references):
         raise UserError("all references are empty: there is nothing to score")
     try:
-        metrics: dict[str, Any] = {"bleu": BLEU(trg_lang=language), "chrf": CHRF(), "ter": TER()}
+        metrics: dict[str, Any] = {"bleu": BLEU(trg_lang=language.split("_")[0]), "chrf": CHRF(), "ter": TER()}
     except (RuntimeError, ImportError) as error:
         raise UserError(f"sacreBLEU's tokeniser for {language}: {str(error).splitlines()[0]}") from None
     found = {}

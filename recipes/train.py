@@ -68,7 +68,7 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     model = declarative.load_model(arguments.model)
     corpus = runs.open_corpus(arguments.corpus, arguments.data)
     corpus.verify("bin")
-    merged = merged_options(model, corpus, extra)
+    merged = merged_options(model, corpus, extra, device=device)
     if arguments.minutes is not None:
         merged["minutes"] = arguments.minutes
     run = Run(arguments.runs / corpus.name / model.name)

@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 # Before torch is imported anywhere: two test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import recipe_runs
 from filelock import FileLock
 
 SYMBOLS = [f"{letter}{number}" for letter in "abcd" for number in range(9)]
@@ -62,3 +64,31 @@ def tiny_corpus(shared_folder: Path) -> Path:
             binarise(shared_folder / "tiny_text", building)
             building.rename(folder)
     return folder
+
+
+# --- for the tests of recipes/train.sh and recipes/evaluate.sh -----------------------------------------
+
+
+@pytest.fixture(scope="session")
+def data(shared_folder: Path) -> Path:
+    """A data folder with the prepared corpus `toy`. Do not write into it."""
+    return recipe_runs.prepared(shared_folder)
+
+
+@pytest.fixture(scope="session")
+def mini(shared_folder: Path, data: Path) -> Path:
+    """The file of a model for it."""
+    return shared_folder / "mini.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path) -> Path:
+    """A runs folder in which `mini` was trained on `toy`. Do not write into it."""
+    return recipe_runs.trained(shared_folder)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same, to write into."""
+    shutil.copytree(finished, tmp_path / "runs")
+    return tmp_path / "runs"

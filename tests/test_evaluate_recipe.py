@@ -10,35 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import ROOT, files, prepared, recipe, refused, trained
+from recipe_runs import ROOT, files, recipe, refused
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_host import checkpoints
 from fairseq_host.errors import UserError
 from recipes import decoding, evaluate, runs
-
-
-@pytest.fixture(scope="session")
-def data(shared_folder: Path) -> Path:
-    return prepared(shared_folder)
-
-
-@pytest.fixture(scope="session")
-def mini(shared_folder: Path, data: Path) -> Path:
-    return shared_folder / "mini.yaml"
-
-
-@pytest.fixture(scope="session")
-def finished(shared_folder: Path) -> Path:
-    """A runs folder with a finished run. Do not write into it."""
-    return trained(shared_folder)
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """The same, to write into."""
-    shutil.copytree(finished, tmp_path / "runs")
-    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +67,8 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert scores["command"].startswith("recipes/evaluate.sh toy ")
     assert scores["versions"]["torch"] == torch.__version__
     assert scores["training_command"] == record["command"]
+    assert scores["training_status"] == "finished"
+    assert "not finished" not in done.stdout
     assert done.stdout.splitlines()[-1] == f"BLEU = {scores['bleu']['score']:.2f}"
     assert done.stdout.count("BLEU = ") == 1
     assert scores["bleu"]["signature"] in done.stdout
@@ -105,8 +84,11 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
 
 
 def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
+    run = runs.Run(copied / "toy/mini")
+    run.update({**(run.record() or {}), "status": "interrupted"})
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0"]
     done = recipe("evaluate", *call, "--split", "valid", "--average", "2", "--beam", "1")
+    assert "note: this training is not finished (interrupted)" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (copied / "toy/mini/evaluation").exists()
     scores = json.loads((copied / "toy/mini/evaluation-valid/scores.json").read_text())
@@ -262,6 +244,14 @@ def test_a_checkpoint_of_another_corpus_is_refused(data: Path, finished: Path) -
         decoding.load_translator(state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu")
 
 
+def test_a_diverged_model_is_refused(data: Path, finished: Path) -> None:
+    path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
+    state = checkpoints.load(path)
+    state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"checkpoint_best.pt: .*not finite.*--lr"):
+        decoding.load_translator(state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu")
+
+
 def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "toy", tmp_path / "toy")
     corpus = runs.open_corpus("toy", tmp_path)
@@ -363,8 +353,8 @@ def test_progress_counts_every_sentence(translator: decoding.Translator, sentenc
 
 
 def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("one\u2028still one\ntwo\x85\n\nfour", encoding="utf-8", newline="\n")
-    assert decoding.read_lines(tmp_path / "text") == ["one\u2028still one", "two\x85", "", "four"]
+    (tmp_path / "text").write_text("one\u2028still one\ntwo\x85\n\nfour\rstill four", encoding="utf-8", newline="\n")
+    assert decoding.read_lines(tmp_path / "text") == ["one\u2028still one", "two\x85", "", "four\rstill four"]
     (tmp_path / "text").write_text("", encoding="utf-8")
     assert decoding.read_lines(tmp_path / "text") == []
     with pytest.raises(UserError, match=r"nothing.*recipes/prepare.sh"):
@@ -460,7 +450,9 @@ def test_the_last_epochs_are_averaged(finished: Path) -> None:
     assert len(evaluate.choose_checkpoints(run, "average", None, "train")) == 4  # five where there are five
     assert [p.name for p in evaluate.choose_checkpoints(run, "last", None, "train")] == ["checkpoint_last.pt"]
     paths = evaluate.choose_checkpoints(run, "average", 2, "train")
-    mean = evaluate.load(paths, "train")["model"]
+    state = evaluate.load(paths, "train")
+    assert evaluate.updates_of(state) == evaluate.updates_of(checkpoints.load(paths[0]))
+    mean = state["model"]
     one, two = (checkpoints.load(path)["model"] for path in paths)
     for name, value in mean.items():
         assert torch.allclose(value, (one[name] + two[name]) / 2), name

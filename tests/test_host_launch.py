@@ -221,3 +221,26 @@ def test_bf16_without_xla_is_no_tpu(torchrun):
 def test_amp_on_the_cpu_is_refused(torchrun):
     with pytest.raises(UserError, match="--amp has no effect on the CPU; use --bf16"):
         launch.prepare(configuration(amp=True))
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "OTHER"])
+def test_processes_end_with_their_torchrun(launcher):
+    """torchrun gives each a session of its own: what ends torchrun at once, as SIGKILL does, does not reach them."""
+    worker = "import time; from fairseq_host import train; train._end_with_torchrun(); print('up'); time.sleep(100)"
+    torchrun = (
+        "import os, subprocess, sys, time; "
+        f"w = subprocess.Popen([sys.executable, '-uc', {worker!r}], start_new_session=True); print(w.pid, flush=True); "
+        "time.sleep(100)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", torchrun], env={**os.environ, launcher: "1"}, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "up\n"
+        parent.kill()
+        parent.wait()
+        if launcher == "OTHER":  # of a parent that is none, it may outlive it
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGKILL)
+        else:
+            assert parent.stdout.read() == ""  # at its end: the worker has closed it

@@ -1,6 +1,7 @@
 """Exact resuming, and resuming from the newest readable checkpoint; see fairseq_host/resuming.py."""
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,58 @@ def test_training_goes_on_from_the_newest_readable_checkpoint(tmp_path, tiny_cor
     assert "checkpoint_last.pt is empty" in command.output
     assert f"resuming from the newest readable one, {folder / 'checkpoint_1_8.pt'}" in command.output
     assert_same_training(folder / "checkpoint_last.pt", finished / "checkpoint_last.pt")
+
+
+def test_a_first_save_that_was_interrupted_is_no_new_beginning(tmp_path, tiny_corpus, finished):
+    """checkpoint_1_4.pt is written before checkpoint_last.pt: without the latter, fairseq begins anew."""
+    for name in ("fault", "run"):
+        (tmp_path / name).mkdir()
+        shutil.copy(finished / "checkpoint_1_4.pt", tmp_path / name)
+    fault = train(tmp_path / "fault", tiny_corpus, "--max-update", 1, program="fairseq-train")
+    assert "No existing checkpoint found" in fault.output
+    folder = tmp_path / "run"
+    command = train(folder, tiny_corpus, *BLEU)
+    assert command.status == 0, command.output
+    assert f"no checkpoint_last.pt: resuming from the newest readable one, {folder / 'checkpoint_1_4.pt'}" in (
+        command.output
+    )
+    assert_same_training(folder / "checkpoint_last.pt", finished / "checkpoint_last.pt")
+
+
+def learning_rate(checkpoint: Path) -> float:
+    return checkpoints.load(checkpoint)["last_optimizer_state"]["param_groups"][0]["lr"]
+
+
+@pytest.mark.parametrize(("patience", "epoch"), [(0, 2), (1, 3)])
+def test_resuming_tells_the_scheduler_what_it_has_missed(tmp_path, tiny_corpus, patience, epoch):
+    """No loss is good enough here: the learning rate is due to shrink after `epoch`, right where it resumes."""
+    plateau = ["--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", 0.5, "--lr-threshold", 0.9,
+               "--lr-patience", patience, "--max-epoch", epoch + 1]  # fmt: skip
+    whole = tmp_path / "whole"
+    assert train(whole, tiny_corpus, *plateau).status == 0
+    assert learning_rate(whole / f"checkpoint{epoch + 1}.pt") < learning_rate(whole / f"checkpoint{epoch}.pt")
+    folder = restart_from(whole / f"checkpoint{epoch}.pt", tmp_path / "resumed")
+    assert train(folder, tiny_corpus, *plateau).status == 0
+    assert_same_training(folder / "checkpoint_last.pt", whole / "checkpoint_last.pt")
+    if patience == 0:  # without the validation's loss, it goes another way: fairseq's fault
+        state = checkpoints.load(whole / f"checkpoint{epoch}.pt")
+        state["extra_state"]["val_loss"] = None
+        folder = tmp_path / "untold"
+        folder.mkdir()
+        checkpoints.save(state, folder / "checkpoint_last.pt")
+        assert train(folder, tiny_corpus, *plateau).status == 0
+        assert learning_rate(folder / "checkpoint_last.pt") > learning_rate(whole / "checkpoint_last.pt")
+
+
+def test_resuming_at_the_end_of_an_epoch_tells_of_the_whole_log_interval(tmp_path, tiny_corpus):
+    """The mean of updates 13, the epoch's last, to 15 is told at 15, as without interruption."""
+    interval = ("--log-interval", 3)
+    whole = train(tmp_path / "whole", tiny_corpus, *interval)
+    folder = restart_from(tmp_path / "whole/checkpoint1.pt", tmp_path / "resumed")
+    resumed = train(folder, tiny_corpus, *interval)
+    told = [re.findall(r"loss=([\d.]+), nll_loss=([\d.]+), .*num_updates=15,", run.output) for run in (whole, resumed)]
+    assert len(told[0]) == 1
+    assert told[0] == told[1]
 
 
 def test_no_readable_checkpoint_is_an_error(tmp_path):

@@ -54,6 +54,7 @@ def test_signatures_tell_the_settings() -> None:
 
 def test_the_target_language_chooses_the_tokeniser() -> None:
     chinese = ["我们在公园里踢足球。", "一个男人在遛狗。"]
+    assert "tok:zh" in scoring.score(chinese, chinese, "zh_Hans")["bleu"]["signature"]
     scores = scoring.score(chinese, chinese, "zh")
     assert "tok:zh" in scores["bleu"]["signature"]
     assert scores["bleu"]["score"] == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)

@@ -14,34 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from recipe_runs import ROOT, files, prepared, recipe, recipe_environment, refused, trained
+from recipe_runs import ROOT, files, recipe, recipe_environment, refused
 
 from fairseq_host import checkpoints
 from fairseq_host.errors import UserError
 from recipes import launch, options, progress, runs
-
-
-@pytest.fixture(scope="session")
-def data(shared_folder: Path) -> Path:
-    return prepared(shared_folder)
-
-
-@pytest.fixture(scope="session")
-def mini(shared_folder: Path, data: Path) -> Path:
-    return shared_folder / "mini.yaml"
-
-
-@pytest.fixture(scope="session")
-def finished(shared_folder: Path) -> Path:
-    """A runs folder with a finished run. Do not write into it."""
-    return trained(shared_folder)
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """The same, to write into."""
-    shutil.copytree(finished, tmp_path / "runs")
-    return tmp_path / "runs"
 
 
 def last(folder: Path) -> dict[str, Any]:
@@ -150,6 +127,8 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Shells start what runs in the background with Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -234,6 +213,37 @@ def test_trainings_without_launcher_are_ended(tmp_path: Path) -> None:
         assert orphan.wait(timeout=10) == -signal.SIGKILL
 
 
+def test_a_launcher_that_is_about_to_be_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed holds the lock until the system has cleared it away: up to seconds on a busy disk."""
+    run = runs.Run(tmp_path / "run")
+    run.create()
+    with run.lock() as lock:
+        soon = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock.fileno()])
+    with run.lock() as lock:
+        assert soon.wait() == 0
+        late = subprocess.Popen(["sleep", "3"], pass_fds=[lock.fileno()])
+    with pytest.raises(UserError, match=f"another training works in this folder .process {late.pid}"), run.lock():
+        pass
+    monkeypatch.setattr(runs, "_is_ending", lambda process: process == late.pid)
+    with run.lock():
+        assert late.wait() == 0
+
+
+def test_what_is_ending_is_told_from_what_works() -> None:
+    process = subprocess.Popen(["sleep", "100"])
+    assert not runs._is_ending(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert runs._is_ending(process.pid)  # a zombie
+    process.wait()
+    assert runs._is_ending(process.pid)  # gone
+
+
+def test_a_training_whose_launcher_is_gone_does_not_start() -> None:
+    done = subprocess.run(["echo", "started"], preexec_fn=lambda: launch._die_with(parent=1), capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
 def test_minutes_are_those_of_all_resumptions(data: Path, mini: Path, tmp_path: Path) -> None:
     call = ["toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--minutes"]
     done = recipe("train", *call, "0.0001")
@@ -306,6 +316,7 @@ def test_another_corpus_is_refused_for_an_existing_run(copied: Path, data: Path,
 def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Path, mini: Path) -> None:
     (copied / "toy/mini/evaluation").mkdir()
     (copied / "toy/mini/evaluation/scores.json").write_text("{}")
+    (copied / "toy/mini/.evaluation.new.x").mkdir()
     (copied / "toy/mini/notes.txt").write_text("mine")
     (copied / "toy/other").mkdir()
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--force", "--", "--max-epoch", "1"]
@@ -316,7 +327,7 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert record is not None
     assert record["identity"]["--lr"] == "0.02"
     assert not (run.checkpoints / "checkpoint4.pt").exists()
-    assert not (run.folder / "evaluation").exists()
+    assert not [*run.folder.glob("evaluation*"), *run.folder.glob(".evaluation*")]
     assert (run.folder / "notes.txt").read_text() == "mine"
     assert (copied / "toy/other").is_dir()
 
