@@ -29,7 +29,8 @@ class AverageAggregator(nn.Module):
         """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
         weights = self.weights(x, padding)
         # (B, T, 1, S) x (B, T, S, C)
-        return torch.matmul(weights.unsqueeze(2), x).squeeze(2), weights if alignments else None
+        # contiguous: fairseq adds up an ensemble's alignments in place
+        return torch.matmul(weights.unsqueeze(2), x).squeeze(2), weights.contiguous() if alignments else None
 
 
 class AttentionAggregator(AverageAggregator):

@@ -106,12 +106,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     ),
     # Trains on a CPU.
     "pervasive_small": dict(
-        encoder_embed_dim=128,
-        decoder_embed_dim=128,
+        encoder_embed_dim=384,
+        decoder_embed_dim=384,
         convnet_channels=128,
         convnet_layers=6,
         convnet_kernel_size=7,
-        resnet_ffn_dim=512,
+        resnet_ffn_dim=256,
         convnet_dropout=0.1,
     ),
 }

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attn2d import ops
-from attn2d.linear import Linear
+from attn2d.linear import Linear, PackedWeights
 from attn2d.masked_conv import MaskedConv2d
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class GridBatchNorm(nn.BatchNorm1d):
@@ -26,15 +28,36 @@ class GridBatchNorm(nn.BatchNorm1d):
     whole batch, later target rows included; in evaluation it does not.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GridBatchNorm":
+        # The running statistics stay in float32 where the model is cast to half precision, which would lose their
+        # small steps.
+        kept = self.running_mean, self.running_var
+        super()._apply(fn, recurse)
+        if self.running_mean.dtype in HALF:
+            self.running_mean, self.running_var = (statistics.to(self.running_mean.device) for statistics in kept)
+        return self
+
+    def normalise(self, cells: Tensor) -> Tensor:
+        """(N, C) → same; a single cell has no variance, and is normalised by the running statistics."""
+        training = self.training and len(cells) > 1
+        if training:
+            self.num_batches_tracked.add_(1)
+        weight, bias = (x.float() if x.dtype in HALF else x for x in (self.weight, self.bias))
+        return F.batch_norm(cells, self.running_mean, self.running_var, weight, bias, training, self.momentum, self.eps)
+
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, S, C) → same."""
-        if padding is None:
-            return super().forward(x.reshape(-1, x.size(-1))).view(x.shape)
-        if not self.training:
-            return super().forward(x.reshape(-1, x.size(-1))).view(x.shape).masked_fill(padding, 0)
+        if padding is None or not self.training:
+            y = self.normalise(x.reshape(-1, x.size(-1))).view(x.shape)
+            return y if padding is None else y.masked_fill(padding, 0)
         real = ~padding.squeeze(-1).expand(x.shape[:-1])
         y = torch.zeros_like(x)
-        y[real] = super().forward(x[real])
+        y[real] = self.normalise(x[real])
         return y
 
 
@@ -71,15 +94,15 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """The batch norms of ``module`` leave their running statistics alone: recomputing is not another step."""
-    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    norms = [norm for norm in module.modules() if isinstance(norm, GridBatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, count.clone()
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
@@ -89,18 +112,31 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 
 class RowCache:
-    """What incremental decoding keeps: for every layer, the rows that its last convolution was computed from.
+    """What incremental decoding keeps: for every layer, the last rows that its convolution was computed from.
 
-    Reordering is put off until the rows are copied anyway, to make room for the next one.
+    Rows stay where they were written: reordering the hypotheses only changes ``origins``, which says where to find
+    the past of each.
     """
 
-    def __init__(self, layers: int):
-        self.rows: list[Tensor | None] = [None] * layers  # (B, rows_above + 1, S, C) each
-        self.order: Tensor | None = None  # (B,): which of the hypotheses in ``rows`` each one now continues
+    def __init__(self, layers: int, depth: int):
+        self.depth = depth  # rows that a convolution reaches above its own
+        self.rows: list[list[Tensor]] = [[] for _ in range(layers)]  # the oldest first; (B', ...) each, B' of its step
+        self.origins: Tensor | None = None  # (rows, B): which hypothesis of each row every one now continues
+        self.weights: PackedWeights = {}
 
     def reorder(self, order: Tensor) -> None:
         """Follow the beam, (B,) → (len(order),)."""
-        self.order = order if self.order is None else self.order.index_select(0, order)
+        if self.origins is not None:
+            self.origins = self.origins.index_select(1, order)
+
+    def add(self, layer: int, row: Tensor) -> None:
+        """Take a layer's new row (B, ...) and drop what its convolution reaches no more; the last layer ends a step."""
+        rows = self.rows[layer]
+        rows.append(row)
+        del rows[: max(0, len(rows) - self.depth)]
+        if layer == len(self.rows) - 1 and self.depth:
+            here = torch.arange(row.size(0), device=row.device)[None]
+            self.origins = here if self.origins is None else torch.cat((self.origins, here))[-self.depth :]
 
 
 class ConvNet(nn.Module):
@@ -118,13 +154,18 @@ class ConvNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.checkpointing = checkpointing
 
+    @property
+    def rows_above(self) -> int:
+        """Rows that a layer reaches above its own; all layers' kernels are of one size."""
+        layer: Any = self.layers[0]
+        return layer.conv.rows_above
+
     def run(self, index: int, x: Tensor, padding: Tensor | None, cache: RowCache | None) -> Tensor:
         """Apply layer ``index`` to x (B, T, S, C); T = 1 if there is a cache, which is brought up to date."""
         layer: Any = self.layers[index]
         if cache is not None:
-            y, cache.rows[index] = layer.step(x, padding, cache.rows[index], cache.order)
-            if index == len(self.layers) - 1:
-                cache.order = None
+            y, row = layer.step(x, padding, cache.rows[index], cache.origins)
+            cache.add(index, row)
         elif self.checkpointing and self.training and torch.is_grad_enabled():
             y = recomputed(layer, x, padding)
         else:
@@ -165,18 +206,35 @@ class ResNetLayer(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """(B, T, S, C) → same."""
-        return self.feed_forward(self.join(x, self.normed_conv(x, padding)))
+        return self.feed_forward(self.join(x, self.normed_conv(x, padding)), padding)
 
     def step(
-        self, x: Tensor, padding: Tensor | None, seen: Tensor | None, order: Tensor | None
+        self, x: Tensor, padding: Tensor | None, rows: list[Tensor], origins: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """One row (B, 1, S, C) → same; ``seen`` and ``order`` as in :meth:`MaskedConv2d.step`."""
-        h, seen = self.conv.step(self.conv_norm(x, padding), seen, order)
-        return self.feed_forward(self.join(x, h)), seen
+        """One row (B, 1, S, C) → same, and the row to be kept; ``rows`` and ``origins`` as in :class:`RowCache`."""
+        norm, next_norm = self.conv_norm, self.ffn_norm
+        if self.conv.depthwise and isinstance(norm, GridLayerNorm) and isinstance(next_norm, GridLayerNorm):
+            x, h, row = ops.residual_conv_step(
+                x,
+                rows,
+                origins,
+                weight=self.conv.conv.weight,
+                dilation=self.conv.dilation,
+                scale=0.5**0.5,
+                norm=norm,
+                next_norm=next_norm,
+                padding=None if padding is None else padding[:, 0, :, 0],
+            )
+            return self.join(x, self.contract(self.expand(h, relu=True))), row
+        row = norm(x, padding)
+        return self.feed_forward(self.join(x, self.conv.step(row, rows, origins)), padding), row
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """√½ (x + ffn(norm(x))), (B, T, S, C) → same."""
-        h = self.expand(x, norm=self.ffn_norm, relu=True)  # (B, T, S, ffn_dim)
+        if isinstance(self.ffn_norm, GridBatchNorm):  # its statistics must not count padding
+            h = self.expand(self.ffn_norm(x, padding), relu=True)  # (B, T, S, ffn_dim)
+        else:  # cell by cell: what becomes of padding matters to nobody
+            h = self.expand(x, norm=self.ffn_norm, relu=True)
         return self.join(x, self.contract(h))
 
     def normed_conv(self, x: Tensor, padding: Tensor | None) -> Tensor:
@@ -279,10 +337,11 @@ class DenseNetLayer(nn.Module):
         return ops.dropout(h, p=self.dropout if self.training else 0.0)
 
     def step(
-        self, x: Tensor, padding: Tensor | None, seen: Tensor | None, order: Tensor | None
+        self, x: Tensor, padding: Tensor | None, rows: list[Tensor], origins: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """One row (B, 1, S, C) → (B, 1, S, growth); ``seen`` and ``order`` as in :meth:`MaskedConv2d.step`."""
-        return self.conv.step(self.bottleneck(x, padding), seen, order)
+        """One row (B, 1, S, C) → (B, 1, S, growth), and the row to be kept, as in :meth:`ResNetLayer.step`."""
+        row = self.bottleneck(x, padding)
+        return self.conv.step(row, rows, origins), row
 
 
 class DenseNet(ConvNet):

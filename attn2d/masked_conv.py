@@ -72,25 +72,11 @@ class MaskedConv2d(nn.Module):
         )
         return y.permute(0, 2, 3, 1)
 
-    def step(self, x: Tensor, seen: Tensor | None, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve the next row x (B, 1, S, C_in).
+    def step(self, x: Tensor, rows: list[Tensor], origins: Tensor | None) -> Tensor:
+        """Convolve the next row x (B, 1, S, C_in) → (B, 1, S, C_out).
 
         Args:
-            seen: what the step before returned; None at the first.
-            order: (B,) which hypothesis of ``seen`` each one of x continues; None if they are the same.
-
-        Returns:
-            the row (B, 1, S, C_out), and the rows that it was made from (B, rows_above + 1, S, C_in).
+            rows: the inputs (B', 1, S, C_in) of the steps before, the oldest first, at most ``rows_above``.
+            origins: (len(rows), B) int64, which hypothesis of each row every one of x continues; None without rows.
         """
-        depth = self.rows_above + 1
-        if seen is None:
-            rows = x.new_zeros(x.size(0), depth, *x.shape[2:])
-        else:
-            if order is None:
-                order = torch.arange(x.size(0), device=x.device)
-            # One gather moves the rows up by one and follows the hypotheses; the last row is a placeholder.
-            places = torch.arange(1, depth + 1, device=x.device).clamp_(max=depth - 1)
-            places = torch.add(places, order[:, None], alpha=depth).view(-1)
-            rows = seen.view(-1, *x.shape[2:]).index_select(0, places).view(-1, depth, *x.shape[2:])
-        rows[:, -1:] = x
-        return self(rows, top=0), rows
+        return self(torch.cat((*ops.follow(rows, origins), x), dim=1), top=self.rows_above - len(rows))

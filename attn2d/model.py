@@ -5,6 +5,7 @@ Axes: B batch (times beam in decoding), T target positions, S source positions, 
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from attn2d.aggregators import AGGREGATORS
 from attn2d.config import ARCHITECTURES, PervasiveConfig
 from attn2d.convnet import CONVNETS, ConvNet, GridBatchNorm, RowCache
 from attn2d.grid import Grid
-from attn2d.linear import Linear
+from attn2d.linear import Linear, packed_weights
 from attn2d.options import check, load_embeddings
 
 
@@ -122,15 +123,20 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
 
         columns = padding if bool(padding.any()) else None
         cells = None if columns is None else columns[:, None, :, None]  # (B, 1, S, 1)
-        if cache is None and bool(prev_output_tokens[:, 0].eq(self.dictionary.pad()).any()):
-            # --left-pad-target. Padding after a sentence, the usual side, cannot reach the sentence's rows.
-            cells = padding[:, None, :, None] | prev_output_tokens.eq(self.dictionary.pad())[:, :, None, None]
+        if cache is None:
+            # Padding before a sentence (--left-pad-target) is masked. After it, the usual side, it can reach the
+            # sentence's rows through the statistics of batch normalisation only.
+            rows = prev_output_tokens.eq(self.dictionary.pad())  # (B, T)
+            statistics = self.training and isinstance(self.convnet.norm, GridBatchNorm)
+            if bool((rows if statistics else rows[:, 0]).any()):
+                cells = padding[:, None, :, None] | rows[:, :, None, None]
 
-        x = self.grid(source, self.embedder(prev_output_tokens, last_only=cache is not None))  # (B, T, S, C)
-        x = self.convnet(x, cells, cache)
-        x, alignments = self.collapse(x, cells, columns, alignments=not self.training and cache is None)
-        x = F.dropout(x, self.dropout, self.training)  # (B, T, C)
-        return self.output(self.project(x)), {"attn": None if alignments is None else [alignments]}
+        with nullcontext() if cache is None else packed_weights(cache.weights):
+            x = self.grid(source, self.embedder(prev_output_tokens, last_only=cache is not None))  # (B, T, S, C)
+            x = self.convnet(x, cells, cache)
+            x, alignments = self.collapse(x, cells, columns, alignments=not self.training and cache is None)
+            x = F.dropout(x, self.dropout, self.training)  # (B, T, C)
+            return self.output(self.project(x)), {"attn": None if alignments is None else [alignments]}
 
     def collapse(
         self, x: Tensor, cells: Tensor | None, columns: Tensor | None, alignments: bool
@@ -157,7 +163,7 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         """The cache of this search, empty at its first step."""
         state: Any = self.get_incremental_state(incremental_state, "rows")
         if state is None:
-            state = {"cache": RowCache(len(self.convnet.layers))}
+            state = {"cache": RowCache(len(self.convnet.layers), self.convnet.rows_above)}
             self.set_incremental_state(incremental_state, "rows", state)
         return state["cache"]
 
@@ -184,7 +190,7 @@ class PervasiveModel(FairseqEncoderDecoderModel):
         """Build the model for a translation task.
 
         Raises:
-            ValueError: an option out of range, or options that exclude each other.
+            OptionError: an option out of range, or options that exclude each other.
         """
         check(cfg, joined=task.source_dictionary == task.target_dictionary)
         ops.use(cfg.grid_backend)

@@ -9,13 +9,13 @@ Native results do not depend on the number of threads, bit for bit.
 """
 
 import logging
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from fairseq_host.extensions import load_beside
 
 logger = logging.getLogger(__name__)
 
@@ -26,27 +26,11 @@ MISSING = (
     "(pip install -e . in the checkout), or choose the backend 'torch'"
 )
 
-
-def _load() -> bool:
-    """Load the extension that lies beside this file, if any, and say whether there was one."""
-    for suffix in EXTENSION_SUFFIXES:
-        library = Path(__file__).with_name("_C" + suffix)
-        if library.exists():
-            try:
-                torch.ops.load_library(str(library))
-            except OSError as error:
-                raise ImportError(
-                    f"{library} does not fit PyTorch {torch.__version__} ({error}): build it again "
-                    "(pip install -e . in the checkout) or delete it to do without native operators"
-                ) from error
-            return True
-    return False
-
-
-_built = _load()
+_built = load_beside(__file__)
 _native = torch.ops.attn2d
 _backend = "auto"
 _chosen: list[str] = []  # what use() has logged
+_NO_SEED = torch.zeros((), dtype=torch.int64)  # where nothing is dropped
 
 
 def backends() -> dict[str, bool]:
@@ -184,11 +168,11 @@ def dropout_residual(x: Tensor, h: Tensor, *, p: float, scale: float = 1.0, seed
     if x.shape != h.shape:
         raise RuntimeError(f"x and h must have one shape, given {tuple(x.shape)} and {tuple(h.shape)}")
     x, h = _promoted(x, h)
-    if p == 0:
-        return (x + h).mul_(scale)
     if not _takes(x, h):
         return (x + torch_dropout(h, p=p, seed=seed)) * scale
-    return _native.dropout_residual(x, h, p, scale, draw_seed() if seed is None else seed)
+    if seed is None:
+        seed = draw_seed() if p else _NO_SEED
+    return _native.dropout_residual(x, h, p, scale, seed)
 
 
 def torch_dropout(h: Tensor, *, p: float, seed: Tensor | None = None) -> Tensor:
@@ -316,6 +300,93 @@ def layer_norm_gradients(
     )
 
 
+# ---- decoding ----------------------------------------------------------------------------------------------
+
+
+def residual_conv_step(
+    x: Tensor,
+    rows: list[Tensor],
+    origins: Tensor | None,
+    *,
+    weight: Tensor,
+    dilation: int,
+    scale: float,
+    norm: nn.LayerNorm,
+    next_norm: nn.LayerNorm,
+    padding: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One row of a residual depthwise convolution, without autograd: a step of incremental decoding.
+
+    row = norm(x), zero at padded columns; joined = (x + conv(rows before, row)) · scale; normed = next_norm(joined).
+
+    Args:
+        x: (B, 1, S, C).
+        rows: what the steps before returned, the oldest first, at most (h - 1)·dilation of them; those missing are
+            zeros. They stay where they are: nothing is copied when hypotheses are reordered.
+        origins: (len(rows), B) int64, which hypothesis of each row every one of x continues; None without rows.
+        weight: (C, 1, h, k), k odd.
+        padding: (B, S) bool, True at padded columns; None if there are none.
+
+    Returns:
+        joined and normed, (B, 1, S, C), and row in a form that is this operator's own, which depends on the backend.
+    """
+    tensors = (x, weight, norm.weight, norm.bias, next_norm.weight, next_norm.bias)
+    if not _takes(*tensors) or len({tensor.dtype for tensor in tensors}) > 1:
+        return torch_residual_conv_step(
+            x,
+            rows,
+            origins,
+            weight=weight,
+            dilation=dilation,
+            scale=scale,
+            norm=norm,
+            next_norm=next_norm,
+            padding=padding,
+        )
+    return _native.residual_conv_step(
+        x,
+        rows,
+        origins,
+        weight,
+        dilation,
+        scale,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        next_norm.weight,
+        next_norm.bias,
+        next_norm.eps,
+        padding,
+    )
+
+
+def torch_residual_conv_step(
+    x: Tensor,
+    rows: list[Tensor],
+    origins: Tensor | None,
+    *,
+    weight: Tensor,
+    dilation: int,
+    scale: float,
+    norm: nn.LayerNorm,
+    next_norm: nn.LayerNorm,
+    padding: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twin of :func:`residual_conv_step`; its rows are (B, 1, S, C)."""
+    row = norm(x)
+    if padding is not None:
+        row = row.masked_fill(padding[:, None, :, None], 0)
+    stack = torch.cat((*follow(rows, origins), row), dim=1)
+    top = (weight.size(2) - 1) * dilation - len(rows)
+    joined = (x + torch_causal_depthwise_conv(stack, weight, dilation=dilation, top=top)) * scale
+    return joined, next_norm(joined), row
+
+
+def follow(rows: list[Tensor], origins: Tensor | None) -> list[Tensor]:
+    """Rows (B', 1, S, C) as each hypothesis continues them, (B, 1, S, C); ``origins`` (len(rows), B)."""
+    return [] if origins is None else [row.index_select(0, origin) for row, origin in zip(rows, origins, strict=True)]
+
+
 # ---- gradients and shapes of the native operators ----------------------------------------------------------
 
 
@@ -436,6 +507,12 @@ def _norm_grad_fake(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
+def _step_fake(x: Tensor, rows: list[Tensor], origins: Tensor | None, weight: Tensor, dilation: int, *_: Any) -> Any:
+    margins = 2 * (weight.size(3) // 2) * dilation
+    row = x.new_empty(x.size(0), (x.size(3) + 15) // 16, x.size(2) + margins, 16, dtype=_wide(x))
+    return x.new_empty(x.shape), x.new_empty(x.shape), row
+
+
 if _built:
     for _name, _fake in (
         ("causal_depthwise_conv", _conv_fake),
@@ -448,6 +525,7 @@ if _built:
         ("max_over_source_grad", _max_grad_fake),
         ("layer_norm_masked", _norm_fake),
         ("layer_norm_masked_grad", _norm_grad_fake),
+        ("residual_conv_step", _step_fake),
     ):
         torch.library.register_fake(f"attn2d::{_name}", _fake)
     for _name, _backward, _setup in (

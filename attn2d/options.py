@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_host.errors import OptionError
+
 
 def check(cfg: Any, *, joined: bool) -> None:
-    """Raise ValueError, naming the option and the valid range, unless ``cfg`` (a PervasiveConfig) can be built.
+    """Raise OptionError, naming the option and the valid range, unless ``cfg`` (a PervasiveConfig) can be built.
 
     Args:
         joined: source and target dictionaries are the same.
@@ -16,13 +18,21 @@ def check(cfg: Any, *, joined: bool) -> None:
     def must(holds: bool, option: str, rule: str) -> None:
         if not holds:
             value = getattr(cfg, option)
-            raise ValueError(f"--{option.replace('_', '-')} must be {rule}, given {value!r}")
+            raise OptionError(f"--{option.replace('_', '-')} must be {rule}, given {value!r}")
 
     for option in ("encoder_embed_dim", "decoder_embed_dim", "convnet_layers", "convnet_kernel_size"):
         must(getattr(cfg, option) >= 1, option, "at least 1")
     for option in ("convnet_dilation", "resnet_ffn_dim", "densenet_growth", "densenet_bottleneck"):
         must(getattr(cfg, option) >= 1, option, "at least 1")
     must(cfg.convnet_kernel_size % 2 == 1, "convnet_kernel_size", "odd")
+    for option in ("max_source_positions", "max_target_positions"):
+        must(getattr(cfg, option) >= 1, option, "at least 1")
+    longest = max(cfg.max_source_positions, cfg.max_target_positions)
+    must(
+        cfg.convnet_kernel_size // 2 * cfg.convnet_dilation <= longest,
+        "convnet_dilation" if cfg.convnet_dilation > 1 else "convnet_kernel_size",
+        f"so small that the kernel reaches no further than the longest sentence ({longest} tokens)",
+    )
     must(cfg.convnet_channels >= 0, "convnet_channels", "at least 0 (0: no reduction)")
     for option in ("embedding_dropout", "convnet_dropout", "prediction_dropout"):
         must(0 <= getattr(cfg, option) < 1, option, "at least 0 and less than 1")
@@ -42,7 +52,7 @@ def check(cfg: Any, *, joined: bool) -> None:
             must(getattr(cfg, option) % 2 == 0, option, "even for --positions sinusoidal")
     if cfg.tie_embeddings == "all":
         if not joined:
-            raise ValueError(
+            raise OptionError(
                 "--tie-embeddings all needs one dictionary for both languages: prepare the data with a joined "
                 "dictionary, or use --tie-embeddings decoder"
             )
@@ -52,7 +62,7 @@ def check(cfg: Any, *, joined: bool) -> None:
             f"equal to --decoder-embed-dim ({cfg.decoder_embed_dim}) for --tie-embeddings all",
         )
         if cfg.encoder_embed_path and cfg.encoder_embed_path != cfg.decoder_embed_path:
-            raise ValueError(
+            raise OptionError(
                 "--tie-embeddings all has one matrix: give --encoder-embed-path and --decoder-embed-path "
                 "the same file, or the latter alone"
             )
@@ -64,7 +74,7 @@ def load_embeddings(path: str, weight: Tensor, dictionary: Any) -> int:
     A first line 'count dim' (word2vec's, fairseq's) is optional. Tokens the dictionary lacks are passed over.
 
     Raises:
-        ValueError: the file cannot be read, has a line of another dimension, or has no token of the dictionary.
+        OptionError: the file cannot be read, has a line of another dimension, or has no token of the dictionary.
     """
     dim = weight.size(1)
     found = 0
@@ -75,13 +85,20 @@ def load_embeddings(path: str, weight: Tensor, dictionary: Any) -> int:
                 if number == 1 and len(values) == 1:
                     continue
                 if len(values) != dim:
-                    raise ValueError(f"{path}:{number}: {len(values)} values, but the embedding dimension is {dim}")
+                    raise OptionError(f"{path}:{number}: {len(values)} values, but the embedding dimension is {dim}")
                 index = dictionary.index(token)
-                if index != dictionary.unk() or token == dictionary[dictionary.unk()]:
-                    weight[index] = torch.tensor([float(value) for value in values])
-                    found += 1
+                if index == dictionary.pad() or (index == dictionary.unk() and token != dictionary[index]):
+                    continue  # the vector of padding stays zero
+                try:
+                    vector = torch.tensor([float(value) for value in values])
+                except ValueError as error:
+                    raise OptionError(f"{path}:{number}: {error}; a line must be a token and {dim} numbers") from None
+                if not vector.isfinite().all():
+                    raise OptionError(f"{path}:{number}: the vector of {token!r} is not finite")
+                weight[index] = vector
+                found += 1
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the embeddings {path}: {error}") from error
+        raise OptionError(f"cannot read the embeddings {path}: {error}") from error
     if not found:
-        raise ValueError(f"{path} holds no token of the dictionary: was it made with the same sub-word model?")
+        raise OptionError(f"{path} holds no token of the dictionary: was it made with the same sub-word model?")
     return found

@@ -37,16 +37,21 @@ class PlainMaskedConv2d(nn.Conv2d):
             dtype=weight.dtype,
             device=weight.device,
         )
+        self.reach = conv.rows_above
         mask = torch.zeros_like(self.weight)
         mask[:, :, :height] = 1
         self.register_buffer("mask", mask)
         with torch.no_grad():
             self.weight.zero_()[:, :, :height] = weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, S) → same."""
+    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+        """(B, C, T, S) → same, or (B, C, 1, S) for the last row alone, of which x holds all that it sees."""
         self.weight.data *= self.get_buffer("mask")
-        return super().forward(x)
+        if not last_only:
+            return super().forward(x)
+        rows = x[:, :, -self.reach - 1 :]
+        rows = F.pad(rows, (0, 0, self.reach + 1 - rows.size(2), self.reach))
+        return F.conv2d(rows, self.weight, None, 1, (0, self.reach), self.dilation, self.groups)
 
 
 def normalise(norm: Any, x: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class PlainLayer(nn.Module):
             above = cache[index]
             h = h if above is None else torch.cat((above, h), dim=2)
             cache[index] = h[:, :, -self.rows_above :]
-        h = self.conv(h)[:, :, -x.size(2) :]
+        h = self.conv(h, last_only=cache is not None)
         x = (x + F.dropout(h, self.dropout, self.training)) * 0.5**0.5
         h = normalise(self.ffn_norm, x).permute(0, 2, 3, 1)
         h = self.contract(F.relu(self.expand(h))).permute(0, 3, 1, 2)

@@ -1,6 +1,8 @@
 """fairseq's translation task with batches capped by grid cells."""
 
+import copy
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -8,6 +10,9 @@ import numpy as np
 from fairseq.data import BaseWrapperDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import OmegaConf, open_dict
+
+from fairseq_host.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +86,8 @@ class GridCellDataset(BaseWrapperDataset):
         )
         sources = self.dataset.src_sizes
         targets = sources if self.dataset.tgt_sizes is None else self.dataset.tgt_sizes
+        multiple = getattr(self.dataset, "pad_to_multiple", 1)  # --required-seq-len-multiple
+        sources, targets = (-(-sizes // multiple) * multiple for sizes in (sources, targets))
         batches, oversized = split_by_cells(batches, sources, targets, self.max_cells)
         if oversized:
             logger.warning(
@@ -106,11 +113,21 @@ class PervasiveTranslationTask(TranslationTask):
         """Load the dictionaries.
 
         Raises:
-            ValueError: ``--max-grid-cells`` below 1.
+            OptionError: ``--max-grid-cells`` below 1.
         """
         if cfg.max_grid_cells is not None and cfg.max_grid_cells < 1:
-            raise ValueError(f"--max-grid-cells must be at least 1, given {cfg.max_grid_cells}")
+            raise OptionError(f"--max-grid-cells must be at least 1, given {cfg.max_grid_cells}")
         return super().setup_task(cfg, **kwargs)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model; a checkpoint has its embeddings, and the files that they began from may be gone."""
+        if from_checkpoint:
+            cfg = copy.deepcopy(cfg)
+            with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+                for option in ("encoder_embed_path", "decoder_embed_path"):
+                    if getattr(cfg, option, None):
+                        setattr(cfg, option, None)
+        return super().build_model(cfg, from_checkpoint)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split, its batches capped."""

@@ -9,7 +9,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from attn2d.aggregators import AGGREGATORS
-from attn2d.convnet import CONVNETS, NORMS
+from attn2d.convnet import CONVNETS, NORMS, GridBatchNorm
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
 
@@ -103,6 +103,7 @@ def test_alignments_are_shares_of_real_source_tokens(options: dict) -> None:
     assert alignments.shape == (2, 7, 8)
     assert torch.allclose(alignments.sum(dim=-1), torch.ones(2, 7, dtype=alignments.dtype))
     assert (alignments[source.eq(PAD)[:, None].expand_as(alignments)] == 0).all()
+    alignments.add_(1)  # as fairseq does for an ensemble: an error if rows shared their memory
 
 
 def test_max_alignments_count_the_winning_channels() -> None:
@@ -151,12 +152,34 @@ def test_model_equals_the_plain_formulation(backend: str, channels: int) -> None
     weights = torch.randn_like(ours)
     (ours * weights).sum().backward()
     (theirs * weights).sum().backward()
-    layer, twin = model.decoder.convnet.layers[0], plain.layers[0]
-    height = layer.conv.conv.weight.size(2)
-    close(layer.conv.conv.weight.grad, twin.conv.weight.grad[:, :, :height])
-    close(layer.expand.weight.grad, twin.expand.weight.grad)
-    close(model.decoder.embedder.tokens.weight.grad, plain.target.tokens.weight.grad)
-    close(model.encoder.embedder.tokens.weight.grad, plain.source.tokens.weight.grad)
+    decoder = model.decoder
+    pairs: list[tuple[torch.nn.Module, torch.nn.Module]] = [
+        (model.encoder.embedder, plain.source),
+        (decoder.embedder, plain.target),
+        (decoder.convnet.norm, plain.norm),
+        (decoder.aggregator.gate, plain.gate),
+        (decoder.project, plain.project),
+    ]
+    for layer, twin in zip(decoder.convnet.layers, plain.layers, strict=True):
+        pairs += [(getattr(layer, part), getattr(twin, part)) for part in ("conv_norm", "ffn_norm")]
+        pairs += [(getattr(layer, part), getattr(twin, part)) for part in ("expand", "contract")]
+        height = layer.conv.conv.weight.size(2)
+        close(layer.conv.conv.weight.grad, twin.conv.weight.grad[:, :, :height])
+    compared = len(decoder.convnet.layers)
+    for one, other in pairs:
+        for (name, parameter), (twin_name, twin_parameter) in zip(
+            one.named_parameters(), other.named_parameters(), strict=True
+        ):
+            assert name == twin_name
+            close(parameter.grad, twin_parameter.grad)
+            compared += 1
+    if channels:
+        source_part, target_part = decoder.grid.reduce_source, decoder.grid.reduce_target
+        weight = torch.cat((source_part.weight.grad, target_part.weight.grad), dim=1)
+        close(weight, plain.reduce.weight.grad[:, :, 0, 0])
+        close(source_part.bias.grad, plain.reduce.bias.grad)
+        compared += 3
+    assert compared == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("options", [dict(convnet=convnet) for convnet in CONVNETS], ids=list(CONVNETS))
@@ -182,7 +205,7 @@ def test_recomputing_is_no_second_step_of_batch_norm(convnet: str) -> None:
         torch.manual_seed(5)
         source, target = random_tokens([4, 9], pad=PAD, left=True), random_tokens([7, 5], pad=PAD, left=False)
         model(source, None, target)[0].logsumexp(-1).sum().backward()
-        statistics.append([buffer for name, buffer in model.named_buffers() if "running" in name])
+        statistics.append([buffer for name, buffer in model.named_buffers() if "running" in name or "tracked" in name])
     assert statistics[0]
     for plain, recomputed in zip(*statistics, strict=True):
         assert torch.equal(plain, recomputed)
@@ -200,21 +223,42 @@ def test_half_precision_stays_finite(options: dict, dtype: torch.dtype) -> None:
         assert torch.isfinite(parameter.grad).all()
 
 
-def test_batch_norm_ignores_padding() -> None:
-    """Training statistics are those of the real cells: padding more changes neither output nor running mean."""
+@pytest.mark.parametrize("convnet", CONVNETS)
+@pytest.mark.parametrize("extra", ((5, 0), (0, 5)), ids=("source", "target"))
+def test_batch_norm_ignores_padding(convnet: str, extra: tuple[int, int]) -> None:
+    """Training statistics are those of the real cells: padding more changes neither outputs nor running statistics."""
     outputs = []
-    for extra in (0, 5):
-        model = small_model(convnet="densenet", convnet_norm="batch", aggregator="max", convnet_dropout=0.0)
-        model.train()
+    for more_source, more_target in ((0, 0), extra):
+        model = small_model(convnet=convnet, convnet_norm="batch", aggregator="max").train()
         for module in model.modules():
             if hasattr(module, "dropout"):
                 module.dropout = 0.0
-        source = random_tokens([4, 9], pad=PAD, left=False)
-        source = torch.cat((source, source.new_full((2, extra), PAD)), dim=1)
-        logits, _ = model(source, None, random_tokens([6, 6], pad=PAD, left=False))
-        outputs.append((logits, model.decoder.convnet.layers[1].norm1.running_mean))
-    close(*(logits for logits, _ in outputs))
-    close(*(mean for _, mean in outputs))
+        source, target = random_tokens([4, 9], pad=PAD, left=False), random_tokens([6, 3], pad=PAD, left=False)
+        source = torch.cat((source, source.new_full((2, more_source), PAD)), dim=1)
+        target = torch.cat((target, target.new_full((2, more_target), PAD)), dim=1)
+        logits, _ = model(source, None, target)
+        real = torch.cat((logits[0, :6], logits[1, :3]))
+        outputs.append([real, *(buffer for name, buffer in model.named_buffers() if "running" in name)])
+    assert len(outputs[0]) > 4
+    for plain, padded in zip(*outputs, strict=True):
+        close(plain, padded)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_batch_norm_keeps_float32_statistics_in_half_precision(dtype: torch.dtype) -> None:
+    norm = GridBatchNorm(8).to(dtype).train()
+    x = 3 + 0.3 * torch.randn(4, 5, 6, 8, generator=torch.Generator().manual_seed(1))
+    for _ in range(200):
+        assert norm(x.to(dtype)).dtype == dtype
+    torch.testing.assert_close(norm.running_mean, x.to(dtype).float().mean((0, 1, 2)), rtol=1e-4, atol=0)
+    assert norm.double().running_mean.dtype == torch.float64
+
+
+def test_batch_norm_of_a_single_cell() -> None:
+    """Two empty sentences in a batch of their own end no training."""
+    model = small_model(convnet="densenet", convnet_norm="batch").train()
+    logits, _ = model(torch.tensor([[2]]), None, torch.tensor([[2]]))
+    assert torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("positions", ("none", "sinusoidal", "learned"))
@@ -245,6 +289,10 @@ def test_ties(ties: str) -> None:
         (dict(convnet_kernel_size=4), "--convnet-kernel-size must be odd, given 4"),
         (dict(convnet_layers=0), "--convnet-layers must be at least 1, given 0"),
         (dict(convnet_dilation=0), "--convnet-dilation must be at least 1, given 0"),
+        (dict(convnet_dilation=10**7), "--convnet-dilation must be so small that the kernel reaches no further"),
+        (dict(convnet_kernel_size=201), "--convnet-kernel-size must be so small that the kernel reaches no further"),
+        (dict(max_source_positions=0), "--max-source-positions must be at least 1, given 0"),
+        (dict(max_target_positions=-5), "--max-target-positions must be at least 1, given -5"),
         (dict(convnet_channels=-1), "--convnet-channels must be at least 0"),
         (dict(convnet_dropout=1.0), "--convnet-dropout must be at least 0 and less than 1, given 1.0"),
         (dict(embedding_dropout=-0.1), "--embedding-dropout must be at least 0 and less than 1"),
@@ -261,7 +309,7 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
 
 def test_pretrained_embeddings(tmp_path) -> None:
     path = tmp_path / "vectors.txt"
-    vectors = {"w3": [0.5] * 16, "w7": [-1.0] * 16, "elsewhere": [9.0] * 16}
+    vectors = {"w3": [0.5] * 16, "w7": [-1.0] * 16, "elsewhere": [9.0] * 16, "<pad>": [9.0] * 16}
     lines = [f"{token} {' '.join(map(str, values))}" for token, values in vectors.items()]
     path.write_text("3 16\n" + "\n".join(lines) + "\n", encoding="utf-8")
     model = small_model(encoder_embed_path=str(path))
@@ -270,8 +318,15 @@ def test_pretrained_embeddings(tmp_path) -> None:
     assert (weight[words.index("w3")] == 0.5).all()
     assert (weight[words.index("w7")] == -1.0).all()
     assert (weight[words.unk()] != 9.0).all()
+    assert (weight[words.pad()] == 0).all()
     path.write_text("w3 1 2 3\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"vectors.txt:1: 3 values, but the embedding dimension is 16"):
+        small_model(encoder_embed_path=str(path))
+    path.write_text("w3 " + "1 " * 15 + "one\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vectors.txt:1: could not convert .*'one'.* 16 numbers"):
+        small_model(encoder_embed_path=str(path))
+    path.write_text("w3 " + "1 " * 15 + "nan\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vectors.txt:1: the vector of 'w3' is not finite"):
         small_model(encoder_embed_path=str(path))
     path.write_text("elsewhere " + "1 " * 16 + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no token of the dictionary"):

@@ -539,6 +539,112 @@ def test_layer_norm_and_maximum_have_the_same_bits_on_any_number_of_threads(nati
 # ---- registration and choice -------------------------------------------------------------------------------
 
 
+# ---- decoding ----------------------------------------------------------------------------------------------
+
+STEPS = [
+    # B, S, C, h, k, dilation
+    (3, 7, 32, 3, 5, 1),
+    (2, 4, 70, 6, 11, 1),  # k > S, two groups of channels and a rest
+    (2, 9, 7, 3, 5, 2),  # dilation, C below a vector
+    (2, 1, 16, 1, 1, 1),  # nothing above
+    (0, 5, 16, 2, 3, 1),  # every sentence has finished
+]
+
+
+def layer_norm(channels, dtype, seed):
+    norm = torch.nn.LayerNorm(channels, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        norm.weight.copy_(1 + 0.3 * torch.randn(channels, generator=generator, dtype=torch.float64))
+        norm.bias.copy_(0.3 * torch.randn(channels, generator=generator, dtype=torch.float64))
+    return norm.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", STEPS, ids=str)
+@torch.no_grad()
+def test_steps_are_the_rows_of_the_whole_convolution(backend, case, dtype):
+    """Each step's rows of the past are found by origins alone; hypotheses are permuted, doubled and dropped."""
+    batch, columns, channels, height, width, dilation = case
+    generator = torch.Generator().manual_seed(sum(case))
+    weight = torch.randn(channels, 1, height, width, generator=generator, dtype=torch.float64).to(dtype)
+    norm, next_norm = layer_norm(channels, dtype, 1), layer_norm(channels, dtype, 2)
+    padding = padding_of(batch, columns)
+    depth = (height - 1) * dilation
+    rows, origins = [], None
+    history = torch.zeros(batch, 0, columns, channels, dtype=dtype)  # of every hypothesis, all its rows
+    for _ in range(depth + 3):
+        x = torch.randn(history.size(0), 1, columns, channels, generator=generator, dtype=torch.float64).to(dtype)
+        history = torch.cat((history, x), dim=1)
+        joined, normed, row = ops.residual_conv_step(
+            x,
+            rows,
+            origins,
+            weight=weight,
+            dilation=dilation,
+            scale=0.7,
+            norm=norm,
+            next_norm=next_norm,
+            padding=padding,
+        )
+        grid = F.layer_norm(history.double(), (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
+        grid = grid.masked_fill(padding[:, None, :, None], 0)
+        whole = 0.7 * (history.double() + masked_conv(grid, weight, dilation, depth))[:, -1:]
+        # Rounded to the dtype between the normalisation, the convolution and the sum.
+        limit = (20 if dtype == torch.bfloat16 else 5) * tolerance(backend, dtype)
+        assert_close(joined, whole, limit, "joined")
+        expected = F.layer_norm(joined.double(), (channels,), next_norm.weight.double(), next_norm.bias.double())
+        assert_close(normed, expected, limit, "normed")
+
+        rows = [*rows, row][-depth:] if depth else []
+        here = torch.arange(x.size(0))[None]
+        origins = (here if origins is None else torch.cat((origins, here))[-depth:]) if depth else None
+        count = x.size(0)
+        order = torch.randint(max(count, 1), (max(count - 1, min(count, 1)),), generator=generator)
+        history, padding = history[order], padding[order]
+        origins = None if origins is None else origins[:, order]
+
+
+def test_steps_have_the_same_bits_on_any_number_of_threads(native, threads):
+    x, weight, norm = torch.randn(5, 1, 9, 40), torch.randn(40, 1, 2, 3), layer_norm(40, torch.float32, 1)
+    results = []
+    with torch.no_grad():
+        for count in (1, 2):
+            threads(count)
+            row = ops.residual_conv_step(x, [], None, weight=weight, dilation=1, scale=0.5, norm=norm, next_norm=norm)
+            results.append(row)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_steps_refuse_rows_that_do_not_fit(native):
+    x, weight, norm = torch.randn(2, 1, 5, 16), torch.randn(16, 1, 2, 3), layer_norm(16, torch.float32, 1)
+    here = torch.arange(2)[None]
+
+    def step(rows, origins, x=x, padding=None):
+        settings = dict(weight=weight, dilation=1, scale=1.0, norm=norm, next_norm=norm, padding=padding)
+        return ops.residual_conv_step(x, rows, origins, **settings)
+
+    with torch.no_grad():
+        row = step([], None)[2]
+        assert step([row], here)[0].shape == x.shape
+        for rows, origins, error in (
+            ([row], None, RuntimeError),
+            ([row], here.expand(2, 2), RuntimeError),
+            ([row], here.int(), RuntimeError),
+            ([row], here + 1, IndexError),
+            ([row], here - 1, IndexError),
+            ([row[:, :, 1:]], here, RuntimeError),
+            ([x], here, RuntimeError),
+            ([row.double()], here, RuntimeError),
+        ):
+            with pytest.raises(error, match="residual_conv_step"):
+                step(rows, origins)
+        with pytest.raises(RuntimeError, match="one row at a time"):
+            step([], None, x=torch.randn(2, 2, 5, 16))
+        with pytest.raises(RuntimeError, match="padding mask"):
+            step([], None, padding=torch.zeros(2, 4, dtype=torch.bool))
+
+
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -554,6 +660,9 @@ def test_opcheck(native):
     indices = library.max_over_source(plain, padding, True)[1]
     _, mean, rstd = library.layer_norm_masked(plain, scale.detach(), bias.detach(), 1e-5, None)
     cells = padding[:, None].expand(2, 4, 5)
+    row = torch.randn(3, 1, 7, 16)  # 16 channels, a margin of one column on either side
+    first, origins = grad[:, :1], torch.tensor([[2, 0]])
+    norms = (scale.detach(), bias.detach(), 1e-5) * 2
     calls = {
         "causal_depthwise_conv": [(x, weight, 1, 1), (x, weight, 2, 0)],
         "causal_depthwise_conv_input_grad": [(grad, plain_weight, 1, 1)],
@@ -565,11 +674,16 @@ def test_opcheck(native):
         "max_over_source_grad": [(torch.randn(2, 4, 8), indices, plain, padding, True)],
         "layer_norm_masked": [(x, scale, bias, 1e-5, None), (x, scale, bias, 1e-5, cells)],
         "layer_norm_masked_grad": [(grad, plain, scale.detach(), mean, rstd, cells)],
+        "residual_conv_step": [
+            (first, [], None, plain_weight, 1, 0.7, *norms, None),
+            (first, [row], origins, plain_weight, 1, 0.7, *norms, padding),
+        ],
     }
     for name, arguments in calls.items():
         for given in arguments:
-            # The operators that compute gradients have none themselves, and nothing to trace.
-            checks = ("test_schema", "test_faketensor") if name.endswith("grad") else OPCHECKS
+            # The operators that compute gradients have none themselves, and nothing to trace; decoding needs none.
+            untraced = name.endswith(("grad", "step"))
+            checks = ("test_schema", "test_faketensor") if untraced else OPCHECKS
             torch.library.opcheck(getattr(library, name).default, given, test_utils=checks)
 
 
@@ -667,7 +781,12 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
     values, indices = ops.gated_max(ops.dropout(joined, p=0.1), padding)
     others, places = ops.max_over_source(joined, padding)
     (values.square().sum() + others.square().sum()).backward()
-    results[dtype] = (normed, joined, values, others, x.grad, weight.grad)
+    with torch.no_grad():
+        norm = torch.nn.LayerNorm(54, dtype=dtype)
+        step = ops.residual_conv_step(
+            x[:, :1], [], None, weight=weight, dilation=1, scale=0.7, norm=norm, next_norm=norm, padding=padding
+        )
+    results[dtype] = (normed, joined, values, others, x.grad, weight.grad, *step)
 torch.save({k: [v.detach() for v in vs] for k, vs in results.items()}, sys.argv[2])
 """
 

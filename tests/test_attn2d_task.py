@@ -1,12 +1,18 @@
 """Batches capped by grid cells."""
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
+from attn2d_models import dictionary
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from attn2d.task import split_by_cells
+from attn2d.config import PervasiveConfig
+from attn2d.task import GridCellDataset, PervasiveTranslationTask, split_by_cells
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=60)
 
@@ -35,3 +41,31 @@ def test_without_need_nothing_is_split() -> None:
     batches, oversized = split_by_cells([np.arange(5)], np.full(5, 3), np.full(5, 4), 60)
     assert [indices.tolist() for indices in batches] == [[0, 1, 2, 3, 4]]
     assert oversized == 0
+
+
+def test_padding_to_a_multiple_counts() -> None:
+    """--required-seq-len-multiple 8 makes cells of 9 x 9 tokens 16 x 16."""
+    batches = [np.arange(10)]
+    for multiple, count in ((1, 1), (8, 4)):
+        pairs: Any = SimpleNamespace(
+            src_sizes=np.full(10, 9),
+            tgt_sizes=np.full(10, 9),
+            pad_to_multiple=multiple,
+            batch_by_size=lambda *_, **__: batches,
+        )
+        assert len(GridCellDataset(pairs, 810).batch_by_size(None)) == count
+
+
+def test_a_checkpoint_needs_no_embedding_files() -> None:
+    """They are in the checkpoint; the files may be gone."""
+    words = dictionary()
+    task = PervasiveTranslationTask(SimpleNamespace(eval_bleu=False), words, words)
+    config = PervasiveConfig(
+        encoder_embed_path="/nowhere/vectors", convnet_layers=1, max_source_positions=64, max_target_positions=64
+    )
+    settings = {**vars(config), "_name": "pervasive"}
+    cfg = OmegaConf.create({"model": settings}).model  # as fairseq has it, part of the whole configuration
+    with pytest.raises(ValueError, match="cannot read the embeddings"):
+        task.build_model(cfg)
+    task.build_model(cfg, from_checkpoint=True)
+    assert cfg.encoder_embed_path == "/nowhere/vectors"

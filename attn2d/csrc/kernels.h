@@ -6,23 +6,13 @@
 
 #include <cstdint>
 
+#include "formats.h"
+
 namespace attn2d {
 
-// Storage of bfloat16; arithmetic on it is done in float.
-struct bfloat16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct Accumulator {
-  using type = T;
-};
-template <>
-struct Accumulator<bfloat16> {
-  using type = float;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
+using native::Acc;
+using native::bfloat16;
+using native::Level;
 
 // Channels that lie side by side in packed rows and packed weights.
 constexpr int64_t kLanes = 16;
@@ -83,8 +73,6 @@ struct Kernels {
   void (*layer_norm_grad)(int64_t channels, const T* x, const T* weight, A mean, A rstd, const T* grad, T* grad_x,
                           A* grad_weight, A* grad_bias);
 };
-
-enum class Level { baseline, avx2, avx512 };
 
 // The loops for `level`, or for the best level below it that this build has.
 template <class T>

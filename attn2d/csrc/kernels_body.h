@@ -1,80 +1,11 @@
-// Included by kernels.cpp once per instruction set, with ATTN2D_LEVEL (a namespace) and VECTOR_BYTES defined.
+// Included by every_level.h once per instruction set, with NATIVE_LEVEL (a namespace) and VECTOR_BYTES defined.
 // No include guard on purpose; no lambdas and nothing from the standard library that would be inlined, since those
 // would not be compiled for the instruction set.
 
 namespace attn2d {
-namespace ATTN2D_LEVEL {
+namespace NATIVE_LEVEL {
 
-// ---- vectors -------------------------------------------------------------------------------------------------------
-
-typedef float f32v __attribute__((vector_size(VECTOR_BYTES)));
-typedef double f64v __attribute__((vector_size(VECTOR_BYTES)));
-typedef int32_t i32v __attribute__((vector_size(VECTOR_BYTES)));
-typedef int64_t i64v __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint32_t u32v __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint64_t u64v __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t u16h __attribute__((vector_size(VECTOR_BYTES / 2)));
-
-template <class A>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef f32v type;
-  typedef i32v integer;
-  typedef int32_t lane;
-};
-template <>
-struct Vector<double> {
-  typedef f64v type;
-  typedef i64v integer;
-  typedef int64_t lane;
-};
-
-INLINE f32v load(const float* p) {
-  f32v v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-INLINE f64v load(const double* p) {
-  f64v v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-INLINE f32v load(const bfloat16* p) {
-  u16h half;
-  std::memcpy(&half, p, sizeof half);
-  return (f32v)(__builtin_convertvector(half, u32v) << 16);
-}
-
-INLINE void store(float* p, f32v v) { std::memcpy(p, &v, sizeof v); }
-
-INLINE void store(double* p, f64v v) { std::memcpy(p, &v, sizeof v); }
-
-// Rounds to nearest even; NaN stays NaN.
-INLINE void store(bfloat16* p, f32v v) {
-  const u32v bits = (u32v)v;
-  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const u32v nan = (bits >> 16) | 0x40u;
-  const u16h half = __builtin_convertvector((v == v) ? rounded : nan, u16h);
-  std::memcpy(p, &half, sizeof half);
-}
-
-// The first n lanes only; the others read as zero.
-template <class T>
-INLINE typename Vector<Acc<T>>::type load_some(const T* p, int64_t n) {
-  T lanes[VECTOR_BYTES / sizeof(Acc<T>)] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
-
-template <class T>
-INLINE void store_some(T* p, typename Vector<Acc<T>>::type v, int64_t n) {
-  T lanes[VECTOR_BYTES / sizeof(Acc<T>)];
-  store(lanes, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
+#include "vectors.h"
 
 // ---- depthwise convolution -----------------------------------------------------------------------------------------
 
@@ -209,11 +140,11 @@ void add_weight_grad(const ConvShape& shape, const Acc<T>* const* rows, const Ac
 
 // Lane-wise product of the low halves of 64-bit lanes with a 32-bit constant.
 INLINE u64v multiply_low(u64v x, uint32_t constant) {
-#if defined(ATTN2D_X86) && VECTOR_BYTES == 64
+#if defined(NATIVE_X86) && VECTOR_BYTES == 64
   return (u64v)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(constant));
-#elif defined(ATTN2D_X86) && VECTOR_BYTES == 32
+#elif defined(NATIVE_X86) && VECTOR_BYTES == 32
   return (u64v)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(constant));
-#elif defined(ATTN2D_X86)
+#elif defined(NATIVE_X86)
   return (u64v)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(constant));
 #elif defined(__aarch64__)
   return (u64v)vmull_u32(vmovn_u64((uint64x2_t)x), vdup_n_u32(constant));
@@ -261,6 +192,13 @@ INLINE void random_bits(uint64_t seed, uint64_t block, uint32_t* bits) {
   }
 }
 
+INLINE void draw(DropoutMask mask, uint64_t block, uint32_t* bits) {
+  if (mask.threshold)
+    random_bits(mask.seed, block, bits);
+  else
+    std::memset(bits, 0, kDropoutBlock * sizeof *bits);  // nothing is dropped
+}
+
 INLINE f32v keep(const uint32_t* bits, uint32_t threshold, f32v kept) {
   i32v r;
   std::memcpy(&r, bits, sizeof r);
@@ -279,10 +217,7 @@ INLINE void dropout_block(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, con
   typedef typename Vector<Acc<T>>::type V;
   constexpr int64_t L = VECTOR_BYTES / sizeof(Acc<T>);
   uint32_t bits[kDropoutBlock];
-  if (mask.threshold)
-    random_bits(mask.seed, block, bits);
-  else
-    std::memset(bits, 0, sizeof bits);  // nothing is dropped
+  draw(mask, block, bits);
   for (int64_t e = 0; e < kDropoutBlock; e += L) {
     V y = keep(bits + e, mask.threshold, load(h + e) * keep_scale);
     if (x) y += load(x + e);
@@ -312,7 +247,7 @@ INLINE void dropout_grad_block(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale
   typedef typename Vector<Acc<T>>::type V;
   constexpr int64_t L = VECTOR_BYTES / sizeof(Acc<T>);
   uint32_t bits[kDropoutBlock];
-  random_bits(mask.seed, block, bits);
+  draw(mask, block, bits);
   for (int64_t e = 0; e < kDropoutBlock; e += L) {
     const V g = load(grad + e) * scale;
     store(grad_x + e, g);
@@ -560,5 +495,5 @@ const Kernels<T>& table(const T*) {
   return entries;
 }
 
-}  // namespace ATTN2D_LEVEL
+}  // namespace NATIVE_LEVEL
 }  // namespace attn2d

@@ -5,7 +5,6 @@
 // No result depends on the number of threads: work that sums is cut into chunks that depend on the shape alone, and
 // the chunks' sums are added in order.
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -17,55 +16,25 @@
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "kernels.h"
+#include "tensors.h"
 
 namespace attn2d {
 namespace {
 
 using at::Tensor;
+using native::ceil_div;
+using native::data;
+using native::dispatch;
+using native::level;
+using native::mutable_data;
+using native::wide_type;
 
 // Channels that one task of a convolution works on: whole cache lines of both float and bfloat16.
 constexpr int64_t kGroup = 64;
-
-// The instruction set PyTorch itself uses (ATEN_CPU_CAPABILITY overrides it).
-Level level() {
-  static const Level chosen = [] {
-    const std::string capability = at::get_cpu_capability();
-    if (capability.rfind("AVX512", 0) == 0) return Level::avx512;
-    if (capability.rfind("AVX2", 0) == 0) return Level::avx2;
-    return Level::baseline;
-  }();
-  return chosen;
-}
-
-template <class T>
-const T* data(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-
-// Calls body with a value of the storage type of x.
-template <class F>
-void dispatch(const char* op, const Tensor& x, const F& body) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return body(float{});
-    case at::kDouble:
-      return body(double{});
-    case at::kBFloat16:
-      return body(bfloat16{});
-    default:
-      TORCH_CHECK(false, op, ": dtype must be float32, float64 or bfloat16, given ", x.scalar_type());
-  }
-}
 
 void check_same_type(const char* op, const char* first, const Tensor& a, const char* second, const Tensor& b) {
   TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", first, " and ", second, " must have one dtype, given ",
@@ -87,10 +56,6 @@ class Scratch {
   std::vector<A> memory_;
   A* start_;
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-at::ScalarType wide_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 int64_t padded_channels(int64_t channels) { return ceil_div(channels, kLanes) * kLanes; }
 
@@ -273,6 +238,8 @@ void check_conv(const char* op, const Tensor& grid, int64_t channels, int64_t he
   TORCH_CHECK(height >= 1 && width >= 1 && width % 2 == 1,
               op, ": the kernel must have at least one row and an odd number of columns, given ", height, " x ", width);
   TORCH_CHECK(dilation >= 1, op, ": dilation must be at least 1, given ", dilation);
+  TORCH_CHECK(dilation <= 1 << 20 && height <= 1 << 12 && width <= 1 << 12,
+              op, ": a kernel of ", height, " x ", width, " at dilation ", dilation, " is out of all proportion");
   TORCH_CHECK(top >= 0, op, ": top must not be negative, given ", top);
 }
 
@@ -450,6 +417,9 @@ Tensor max_over_source_grad(const Tensor& grad, const Tensor& indices, const Ten
               op, ": grad ", grad.sizes(), " and indices ", indices.sizes(), " do not belong to x ", x.sizes());
   const Tensor grid = gated ? x.contiguous() : x, mask = padding.contiguous();
   const Tensor grads = grad.contiguous(), places = indices.contiguous();
+  const int64_t* place = data<int64_t>(places);
+  TORCH_CHECK_INDEX(std::all_of(place, place + places.numel(), [&](int64_t s) { return s >= 0 && s < columns; }),
+                    op, ": an index is outside the ", columns, " columns");
   Tensor out = at::empty(x.sizes(), x.options());
   dispatch(op, x, [&](auto type) {
     using T = decltype(type);
@@ -554,6 +524,109 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_masked_grad(const Tensor& grad, co
   return {grad_x, total.select(0, 0).clone(), total.select(0, 1).clone()};
 }
 
+// ---- decoding ------------------------------------------------------------------------------------------------------
+
+// Normalises one row of a sentence (S, C), zeros where padded, and packs it with its margins of zeros.
+template <class T>
+void norm_and_pack(const Kernels<T>& loops, const ConvShape& shape, double eps, const T* x, const T* weight,
+                   const T* bias, const bool* padding, T* normed, Acc<T>* packed) {
+  Acc<T> mean, rstd;
+  for (int64_t s = 0; s < shape.columns; ++s) {
+    T* to = normed + s * shape.stride;
+    if (padding && padding[s])
+      std::memset(static_cast<void*>(to), 0, shape.stride * sizeof(T));
+    else
+      loops.layer_norm(shape.stride, eps, x + s * shape.stride, weight, bias, to, &mean, &rstd);
+  }
+  const int64_t before = shape.left * kLanes, row = shape.columns * kLanes, whole = shape.packed_columns * kLanes;
+  for (int64_t block = 0; block < ceil_div(shape.channels, kLanes); ++block) {
+    Acc<T>* to = packed + block * whole;
+    std::fill(to, to + before, Acc<T>(0));
+    std::fill(to + before + row, to + whole, Acc<T>(0));
+  }
+  loops.pack_row(shape, shape.left, normed, packed);
+}
+
+// One row of a residual layer's first half, with what it needs of the rows before in the form that it left them in:
+// row = norm(x), joined = scale (x + conv(rows..., row)), normed = next norm(joined).
+// rows: those before, the oldest first, each (B', ceil(C / 16), S + margins, 16) accumulators; origins (rows, B): which
+// sentence of each row every sentence of x continues. Rows that are missing count as zeros.
+std::tuple<Tensor, Tensor, Tensor> residual_conv_step(const Tensor& x, at::TensorList rows,
+                                                      const std::optional<Tensor>& origins, const Tensor& weight,
+                                                      int64_t dilation, double scale, const Tensor& norm_weight,
+                                                      const Tensor& norm_bias, double eps, const Tensor& next_weight,
+                                                      const Tensor& next_bias, double next_eps,
+                                                      const std::optional<Tensor>& padding) {
+  const char* op = "residual_conv_step";
+  check_weight(op, weight);
+  check_conv(op, x, weight.size(0), weight.size(2), weight.size(3), dilation, 0);
+  TORCH_CHECK(x.size(1) == 1, op, ": one row at a time, given ", x.sizes());
+  check_same_type(op, "x", x, "weight", weight);
+  for (const Tensor* parameter : {&norm_weight, &norm_bias, &next_weight, &next_bias})
+    check_norm(op, x, *parameter, std::nullopt);
+  const int64_t batch = x.size(0), columns = x.size(2), channels = x.size(3), count = rows.size();
+  TORCH_CHECK(!padding || (padding->scalar_type() == at::kBool && padding->dim() == 2 && padding->size(0) == batch &&
+                           padding->size(1) == columns),
+              op, ": the padding mask must be bool (B, S) = (", batch, ", ", columns, ")");
+  const ConvShape shape = [&] {
+    ConvShape found = conv_shape(columns, channels, weight.size(2), weight.size(3), dilation);
+    found.stride = found.channels = channels;
+    return found;
+  }();
+  const int64_t blocks = ceil_div(channels, kLanes), row_size = blocks * shape.packed_columns * kLanes;
+  const auto form = x.options().dtype(wide_type(x));
+  TORCH_CHECK(count == 0 || (origins && origins->scalar_type() == at::kLong && origins->dim() == 2 &&
+                             origins->size(0) == count && origins->size(1) == batch),
+              op, ": origins must be int64 (rows, B) = (", count, ", ", batch, ")");
+  const Tensor from = count ? origins->contiguous() : Tensor();
+  const int64_t* origin = count ? data<int64_t>(from) : nullptr;
+  for (int64_t r = 0; r < count; ++r) {
+    const Tensor& row = rows[r];
+    TORCH_CHECK(row.is_contiguous() && row.scalar_type() == wide_type(x) && row.dim() == 4 && row.size(1) == blocks &&
+                    row.size(2) == shape.packed_columns && row.size(3) == kLanes,
+                op, ": row ", r, " is not one that this operator returned for such an x: ", row.sizes());
+    for (int64_t b = 0; b < batch; ++b)
+      TORCH_CHECK_INDEX(origin[r * batch + b] >= 0 && origin[r * batch + b] < row.size(0),
+                        op, ": origin ", origin[r * batch + b], " is outside row ", r, " of ", row.size(0));
+  }
+  const Tensor grid = x.contiguous(), mask = padding ? padding->contiguous() : Tensor();
+  const Tensor w = norm_weight.contiguous(), bias = norm_bias.contiguous();
+  const Tensor next_w = next_weight.contiguous(), next_b = next_bias.contiguous();
+  Tensor joined = at::empty_like(grid), normed = at::empty_like(grid);
+  Tensor packed = at::empty({batch, blocks, shape.packed_columns, kLanes}, form);
+  dispatch(op, x, [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    const auto& loops = kernels<T>(level());
+    const Tensor packed_weight = pack_weight<T>(weight, false);
+    std::vector<const A*> starts(count);
+    for (int64_t r = 0; r < count; ++r) starts[r] = data<A>(rows[r]);
+    at::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+      std::vector<const A*> taps(shape.height);
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t cells = b * columns * channels;
+        const T* source = data<T>(grid) + cells;
+        T* sum = mutable_data<T>(joined) + cells;
+        T* next = mutable_data<T>(normed) + cells;
+        A* row = mutable_data<A>(packed) + b * row_size;
+        norm_and_pack<T>(loops, shape, eps, source, data<T>(w), data<T>(bias),
+                         padding ? data<bool>(mask) + b * columns : nullptr, next, row);
+        for (int64_t i = 0; i < shape.height; ++i) {
+          const int64_t r = count - (shape.height - 1 - i) * dilation;  // the new row stands at `count`
+          taps[i] = r < 0 ? nullptr : r == count ? row : starts[r] + origin[r * batch + b] * row_size;
+        }
+        loops.correlate_row(shape, taps.data(), data<A>(packed_weight), next);  // `next` is free again
+        loops.dropout({0, 0}, 1, scale, source, next, sum, 0, columns * channels);
+        A mean, rstd;
+        for (int64_t s = 0; s < columns; ++s)
+          loops.layer_norm(channels, next_eps, sum + s * channels, data<T>(next_w), data<T>(next_b),
+                           next + s * channels, &mean, &rstd);
+      }
+    });
+  });
+  return {joined, normed, packed};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(attn2d, m) {
@@ -571,6 +644,9 @@ TORCH_LIBRARY(attn2d, m) {
         "(Tensor, Tensor, Tensor)", tags);
   m.def("layer_norm_masked_grad(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? padding) -> "
         "(Tensor, Tensor, Tensor)", tags);
+  m.def("residual_conv_step(Tensor x, Tensor[] rows, Tensor? origins, Tensor weight, int dilation, float scale, "
+        "Tensor norm_weight, Tensor norm_bias, float eps, Tensor next_weight, Tensor next_bias, float next_eps, "
+        "Tensor? padding) -> (Tensor, Tensor, Tensor)", tags);
 }
 
 TORCH_LIBRARY_IMPL(attn2d, CPU, m) {
@@ -584,6 +660,7 @@ TORCH_LIBRARY_IMPL(attn2d, CPU, m) {
   m.impl("max_over_source_grad", max_over_source_grad);
   m.impl("layer_norm_masked", layer_norm_masked);
   m.impl("layer_norm_masked_grad", layer_norm_masked_grad);
+  m.impl("residual_conv_step", residual_conv_step);
 }
 
 }  // namespace attn2d
