@@ -1,0 +1,218 @@
+"""Options of the memories in ``memory_transformer`` and ``memory_transformer_lm``, and what must hold of them.
+
+Every field becomes a command-line flag (``memory_heads`` → ``--memory-heads``) and a Hydra key
+(``model.memory_heads``). Real annotations are needed here: fairseq evaluates them.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+
+from fairseq_host.errors import UserError
+from memory_layers import ops
+from memory_layers.capacity import check_room
+from memory_layers.exchange import processes
+from memory_layers.product_key import QUERY_NORMS
+
+
+@dataclass
+class MemoryOptions(FairseqDataclass):
+    """The defaults are the paper's, section 4.2."""
+
+    memory_decoder_layers: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "decoder layers that get a memory, counted from 1, as in 2,4; where no layers are named at all, "
+            "the middle one gets it"
+        },
+    )
+    memory_join: bool = field(
+        default=False, metadata={"help": "add the memory to the layer's feed-forward instead of replacing that"}
+    )
+    memory_keys: int = field(default=512, metadata={"help": "sub-keys a half: the memory has their square as slots"})
+    memory_heads: int = field(default=4, metadata={"help": "heads"})
+    memory_topk: int = field(default=32, metadata={"help": "slots that a head reads for a token"})
+    memory_key_dim: int = field(default=256, metadata={"help": "dimension of a head's query, twice that of a sub-key"})
+    memory_value_dim: Optional[int] = field(
+        default=None, metadata={"help": "dimension of the values; if not given, that of the layer"}
+    )
+    memory_query_hidden: Optional[str] = field(
+        default=None,
+        metadata={"help": "widths of the query network's hidden layers, as in 1024,512; if not given, there are none"},
+    )
+    memory_query_norm: ChoiceEnum(QUERY_NORMS) = field(  # type: ignore[valid-type]
+        default="batch", metadata={"help": "normalisation of the queries; batch counts real tokens only"}
+    )
+    memory_input_dropout: float = field(default=0.0, metadata={"help": "dropout on the memory's input"})
+    memory_query_dropout: float = field(default=0.0, metadata={"help": "dropout on the queries"})
+    memory_value_dropout: float = field(default=0.0, metadata={"help": "dropout on what was read"})
+    memory_shared_keys: bool = field(default=False, metadata={"help": "one set of sub-keys for all heads"})
+    memory_qk_norm: bool = field(
+        default=False, metadata={"help": "normalise queries and sub-keys, with a learned scale a head"}
+    )
+    memory_gated: bool = field(
+        default=False, metadata={"help": "multiply what was read by silu of a projection of the input, then project"}
+    )
+    memory_flat: bool = field(
+        default=False, metadata={"help": "a key for every slot, all compared with every query: the paper's baseline"}
+    )
+    memory_share_table: bool = field(default=False, metadata={"help": "one table of values for all memories"})
+    memory_sharded: bool = field(
+        default=False, metadata={"help": "each process keeps a part of the values' dimensions instead of all"}
+    )
+    memory_backend: ChoiceEnum(ops.BACKENDS) = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={
+            "help": "cpu, cuda: that device's compiled kernels (an error when they are not built); torch: PyTorch's "
+            "own operators; auto: the kernels where they are built and take the tensors"
+        },
+    )
+
+
+@dataclass
+class EncoderMemoryOptions(MemoryOptions):
+    """For models with an encoder."""
+
+    memory_encoder_layers: Optional[str] = field(
+        default=None, metadata={"help": "encoder layers that get a memory, counted from 1"}
+    )
+
+
+@dataclass
+class MemoryTransformerLMConfig(MemoryOptions, TransformerLanguageModelConfig):
+    """``memory_transformer_lm``: fairseq's ``transformer_lm`` with memories."""
+
+
+# What each named architecture changes in the defaults of fairseq's `transformer` and of the options above.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "memory_transformer_iwslt_de_en": dict(
+        encoder_embed_dim=512,
+        encoder_ffn_embed_dim=1024,
+        encoder_attention_heads=4,
+        decoder_embed_dim=512,
+        decoder_ffn_embed_dim=1024,
+        decoder_attention_heads=4,
+    ),
+    # Trains on a CPU.
+    "memory_transformer_small": dict(
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=512,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_embed_dim=256,
+        decoder_ffn_embed_dim=512,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        memory_keys=128,
+        memory_key_dim=128,
+    ),
+}
+# The same for `transformer_lm`.
+LM_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "memory_transformer_lm_small": dict(
+        decoder_embed_dim=256,
+        decoder_ffn_embed_dim=512,
+        decoder_layers=4,
+        decoder_attention_heads=4,
+        memory_keys=128,
+        memory_key_dim=128,
+    ),
+}
+
+
+def options_of(args: Any) -> EncoderMemoryOptions:
+    """The memories' options among all of a model's; those that are absent have their defaults."""
+    names = [option.name for option in fields(EncoderMemoryOptions) if option.name != "_name"]
+    given = {name: getattr(args, name, None) for name in names}
+    return EncoderMemoryOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder_layers: int) -> dict[str, list[int]]:
+    """Which layers, counted from 1, of ``encoder`` and ``decoder`` get a memory.
+
+    Raises:
+        UserError: a layer that does not exist, or is named twice.
+    """
+    if options.memory_encoder_layers is None and options.memory_decoder_layers is None:
+        return {"encoder": [], "decoder": [decoder_layers // 2 + 1]}
+    return {
+        "encoder": _layers("--memory-encoder-layers", options.memory_encoder_layers, encoder_layers),
+        "decoder": _layers("--memory-decoder-layers", options.memory_decoder_layers, decoder_layers),
+    }
+
+
+def _layers(flag: str, text: str | None, depth: int) -> list[int]:
+    layers = numbers(flag, text)
+    if len(set(layers)) < len(layers) or not all(1 <= layer <= depth for layer in layers):
+        kind = flag.split("-")[3]
+        raise UserError(f"{flag} must be different numbers from 1 to {depth} (the {kind}'s layers), given {text!r}")
+    return layers
+
+
+def numbers(flag: str, text: str | None) -> list[int]:
+    """The whole numbers of a comma-separated list; none of None or an empty text.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    try:
+        return [int(part) for part in str(text).split(",")] if text not in (None, "") else []
+    except ValueError:
+        raise UserError(f"{flag} must be whole numbers separated by commas, given {text!r}") from None
+
+
+def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = False) -> None:
+    """Raise UserError, naming option and rule, unless the memories can be built; nothing is allocated before.
+
+    Args:
+        dims: for every memory the dimension of its layer.
+        eval_bleu: validation is to translate.
+    """
+
+    def must(holds: bool, option: str, rule: str) -> None:
+        if not holds:
+            raise UserError(f"--{option.replace('_', '-')} must be {rule}, given {getattr(options, option)!r}")
+
+    for option in ("memory_keys", "memory_heads", "memory_topk", "memory_key_dim", "memory_value_dim"):
+        value = getattr(options, option)
+        must(value is None or value >= 1, option, "at least 1")
+    most = options.memory_keys**2 if options.memory_flat else options.memory_keys
+    must(options.memory_topk <= most, "memory_topk", f"at most --memory-keys ({options.memory_keys})")
+    must(options.memory_flat or options.memory_key_dim % 2 == 0, "memory_key_dim", "even: a query is split in halves")
+    hidden = numbers("--memory-query-hidden", options.memory_query_hidden)
+    must(all(width >= 1 for width in hidden), "memory_query_hidden", "widths of at least 1")
+    for option in ("memory_input_dropout", "memory_query_dropout", "memory_value_dropout"):
+        must(0 <= getattr(options, option) < 1, option, "at least 0 and less than 1")
+    widths = [options.memory_value_dim or dim for dim in dims]
+    if options.memory_share_table:
+        must(
+            len(set(widths)) == 1,
+            "memory_value_dim",
+            f"given where memories of layers of dimensions {', '.join(map(str, sorted(set(dims))))} share a table",
+        )
+        widths = widths[:1]
+    shards = processes() if options.memory_sharded else 1
+    if any(width % shards for width in widths):
+        raise UserError(
+            f"--memory-sharded needs a dimension of the values that is a multiple of the {shards} processes, given "
+            f"{', '.join(map(str, sorted(set(widths))))}; set --memory-value-dim"
+        )
+    if shards > 1 and eval_bleu:
+        raise UserError(
+            "--eval-bleu does not work with --memory-sharded: the processes decode for different times; "
+            "leave one of them out"
+        )
+    try:
+        ops.use(options.memory_backend)
+    except RuntimeError as error:
+        raise UserError(f"--memory-backend {options.memory_backend}: {error}") from error
+    slots = options.memory_keys**2
+    values = sum(slots * width // shards for width in widths)
+    if options.memory_flat:
+        values += (
+            len(dims) * slots * options.memory_key_dim * (1 if options.memory_shared_keys else options.memory_heads)
+        )
+    check_room(4 * values, torch.device("cpu"), f"the memories of {slots:,} slots")

@@ -1,0 +1,68 @@
+"""Which slots of a memory are read: the paper's two figures (section 4.2), and what a picture of them needs.
+
+Axes: T tokens, H heads, K selected slots, n_slots = N·N for product keys.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class SlotUsage:
+    """Weights accumulated over tokens, slot by slot and head by head.
+
+    ``weights`` (H, n_slots) float64 may be summed over processes before the figures are asked for.
+    """
+
+    def __init__(self, *, n_slots: int, heads: int, device: torch.device | str | None = None) -> None:
+        self.weights = torch.zeros(heads, n_slots, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, slots: Tensor, weights: Tensor) -> None:
+        """Record one lookup: slots (T, H, K) int64 and weights (T, H, K)."""
+        places = slots.transpose(0, 1).flatten(1).to(self.weights.device)  # (H, T·K)
+        self.weights.scatter_add_(1, places, weights.transpose(0, 1).flatten(1).to(self.weights))
+
+    def reset(self) -> None:
+        """Forget what was recorded."""
+        self.weights.zero_()
+
+    def share(self) -> float:
+        """The share of slots that had a weight above zero from any head: "memory usage" in the paper."""
+        return (self.weights > 0).any(dim=0).double().mean().item()
+
+    def kl(self) -> float:
+        """Divergence of the usage from uniform, log n_slots + sum z log z with z the normalised weights: 0 is best.
+
+        Raises:
+            RuntimeError: nothing was recorded.
+        """
+        total = self.weights.sum(dim=0)
+        if not total.sum() > 0:
+            raise RuntimeError("no lookup was recorded: slot usage is known after a forward pass only")
+        z = total / total.sum()
+        return max(0.0, math.log(z.numel()) + torch.xlogy(z, z).sum().item())
+
+    def picture(self, *, cells: int = 64) -> Tensor:
+        """Each head's usage on the plane of its sub-keys (rows: first half, columns: second half), coarsened.
+
+        Args:
+            cells: at most so many cells along an axis.
+
+        Returns:
+            (H, c, c) float64 with c <= cells: each cell's share of the head's weight; a head without any has zeros.
+
+        Raises:
+            ValueError: n_slots is no square (a flat memory has no such plane).
+        """
+        heads, n_slots = self.weights.shape
+        n = math.isqrt(n_slots)
+        if n * n != n_slots:
+            raise ValueError(f"only a memory of n·n slots has a plane of sub-keys, given {n_slots} slots")
+        width = -(-n // cells)
+        padding = -n % width
+        plane = torch.nn.functional.pad(self.weights.view(heads, n, n), (0, padding, 0, padding))
+        c = plane.size(1) // width
+        sums = plane.view(heads, c, width, c, width).sum(dim=(2, 4))
+        return sums / sums.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

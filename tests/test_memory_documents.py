@@ -1,0 +1,120 @@
+"""docs/memory_layers.md says what the code does: options, defaults, ranges, architectures, sizes, Hydra's names."""
+
+import argparse
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import TransformerModel
+
+from fairseq_host.errors import UserError
+from memory_layers.config import EncoderMemoryOptions, MemoryTransformerLMConfig, check
+from memory_layers.model import MemoryTransformerModel
+from memory_layers.optim import NAME, ProductKeyAdamConfig
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "memory_layers.md").read_text(encoding="utf-8")
+
+
+def tables() -> list[list[list[str]]]:
+    """The cells of every row of every table, the heading first."""
+    found = re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
+    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()] for table in found]
+
+
+def documented() -> dict[str, list[str]]:
+    """Flag → default, valid values, meaning."""
+    rows = [row for table in tables() if table[0][0] == "flag" for row in table[2:]]
+    assert len({row[0] for row in rows}) == len(rows)
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def flags(options: type) -> dict[str, dataclasses.Field]:
+    fields = [field for field in dataclasses.fields(options) if field.name.startswith("memory_")]
+    return {f"--{field.name.replace('_', '-')}": field for field in fields}
+
+
+def test_options_and_defaults() -> None:
+    fields = flags(EncoderMemoryOptions) | flags(ProductKeyAdamConfig)
+    for precision in ("fp16", "bf16"):
+        del fields[f"--memory-efficient-{precision}"]  # fairseq's own, handed through
+    found = documented()
+    assert set(found) == set(fields)
+    for flag, field in fields.items():
+        default = field.default
+        expected = "off" if default is False else "none" if default is None else f"`{default}`"
+        assert found[flag][0] == expected, flag
+        if choices := getattr(field.type, "__members__", None):
+            assert re.findall(r"`([^`]+)`", found[flag][1]) == [choice.value for choice in choices.values()], flag
+    assert set(flags(MemoryTransformerLMConfig)) == set(flags(EncoderMemoryOptions)) - {"--memory-encoder-layers"}
+
+
+def test_ranges() -> None:
+    """The lowest documented value passes, one below is refused by name."""
+    tested = set()
+    for flag, field in flags(EncoderMemoryOptions).items():
+        valid = documented()[flag][1]
+        if lowest := re.match(r"at least (\d+)", valid):
+            low, wrong = int(lowest[1]), int(lowest[1]) - 1
+        elif valid == "0 to below 1":
+            low, wrong = 0.0, 1.0
+        else:
+            continue
+        others = {"memory_flat": True, "memory_topk": 1, "memory_keys": 4}
+        check(EncoderMemoryOptions(**others | {field.name: low}), dims=[8])
+        with pytest.raises(UserError, match=f"^{flag} must be"):
+            check(EncoderMemoryOptions(**others | {field.name: wrong}), dims=[8])
+        tested.add(flag)
+    assert len(tested) == 8
+
+
+def test_architectures() -> None:
+    (table,) = (table for table in tables() if table[0][0] == "option")
+    names = [name.strip("`") for name in table[0][1:]]
+    assert set(names) == {name for name in ARCH_MODEL_REGISTRY if name.startswith("memory_transformer")}
+    for column, name in enumerate(names, 1):
+        args = argparse.Namespace()
+        ARCH_CONFIG_REGISTRY[name](args)
+        language_model = not issubclass(ARCH_MODEL_REGISTRY[name], TransformerModel)
+        if language_model:
+            defaults = vars(MemoryTransformerLMConfig())
+            args = argparse.Namespace(**defaults | vars(args))
+        for row in table[2:]:
+            for flag in re.findall(r"`--([a-z-]+)`", row[0]):
+                if language_model and flag.startswith("encoder"):
+                    continue
+                value = re.search(r"`(.+?)`", row[column])
+                assert value is not None
+                assert str(getattr(args, flag.replace("-", "_"))) == value[1], (name, flag)
+
+
+def test_memory_needed() -> None:
+    (table,) = (table for table in tables() if table[0][0] == "N")
+    units = {"MB": 1e6, "GB": 1e9}
+    for n, slots, values, *sizes in table[2:]:
+        keys = int(n.replace(",", ""))
+        assert int(slots.replace(",", "")) == keys**2
+        number, scale = values.split()
+        assert float(number) * {"million": 1e6, "billion": 1e9}[scale] == pytest.approx(keys**2 * 512, rel=0.03)
+        for size, each in zip(sizes, (4, 12, 14), strict=True):
+            figure, unit = size.split()
+            assert float(figure) * units[unit] == pytest.approx(keys**2 * 512 * each, rel=0.03)
+
+
+def test_hydra_names() -> None:
+    block = PAGE[PAGE.index("    fairseq-hydra-train") :].split("\n\n")[0]
+    words = shlex.split(block.replace("\\\n", " "))[1:]
+    given = dict(word.lstrip("+").split("=", 1) for word in words)
+    assert issubclass(ARCH_MODEL_REGISTRY[given["model._name"]], MemoryTransformerModel)
+    assert given["optimizer._name"] == NAME
+    for prefix, options in (("model.", EncoderMemoryOptions), ("optimizer.", ProductKeyAdamConfig)):
+        names = {field.name for field in dataclasses.fields(options)} | {"_name"}
+        assert {name.removeprefix(prefix) for name in given if name.startswith(prefix)} <= names
+
+
+def test_the_python_example_runs() -> None:
+    example = PAGE[PAGE.index("```python") :].split("```")[1].removeprefix("python\n")
+    small = example.replace("512", "16").replace("256", "8").replace("k=32", "k=4")
+    exec(compile(small, "docs/memory_layers.md", "exec"), {})

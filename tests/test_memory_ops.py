@@ -1,0 +1,392 @@
+"""memory_layers.ops: gradients, opcheck, torch.compile, and the choice of the implementation.
+
+What the operators compute is tested in test_memory_reference.py, the kernels in test_memory_kernels.py.
+"""
+
+import importlib.util
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.library import opcheck
+
+from memory_layers import ops, reference
+from tests.memory_brute_force import KINDS, best, hard_rows, same_bits
+
+
+@pytest.fixture(params=["auto", "torch"])
+def backend(request):
+    """The operators (with kernels where they are built), and the plain definitions."""
+    ops.use(request.param)
+    yield request.param
+    ops.use("auto")
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def lookup_inputs(*, tokens=6, heads=3, n=7, key_dim=10, dim=5, dtype=torch.float64, grad=True, seed=1):
+    """Queries (T, H, D), sub-keys (H, 2, N, D/2) and values (N·N, V)."""
+    draw = generator(seed)
+    shapes = (tokens, heads, key_dim), (heads, 2, n, key_dim // 2), (n * n, dim)
+    return [torch.randn(s, generator=draw, dtype=torch.float64).to(dtype).requires_grad_(grad) for s in shapes]
+
+
+def bag_inputs(*, tokens=6, bag=5, n_slots=11, dim=3, dtype=torch.float64, grad=True, seed=2):
+    """Values (n_slots, V), slots (T, bag) and weights (T, bag)."""
+    draw = generator(seed)
+    values = torch.randn(n_slots, dim, generator=draw, dtype=torch.float64).to(dtype).requires_grad_(grad)
+    slots = torch.randint(0, n_slots, (tokens, bag), generator=draw)
+    weights = torch.randn(tokens, bag, generator=draw, dtype=torch.float64)
+    return values, slots, weights.to(reference.accumulation(values)).requires_grad_(grad)
+
+
+class Dense(torch.autograd.Function):
+    """The identity, with a dense gradient, for gradcheck."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
+
+
+# ---- values and gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selection_is_brute_force(backend, kind):
+    draw = generator(KINDS.index(kind))
+    for n, k in ((1, 1), (3, 2), (8, 8), (13, 5), (33, 32)):
+        rows = hard_rows(kind, (9, 2, 2, n), draw)
+        scores, slots = ops.product_key_select(rows, k)
+        expected_scores, expected_slots = best(rows, k)
+        assert torch.equal(slots, expected_slots)
+        assert same_bits(scores, expected_scores)
+
+
+# n and dimensions that are no multiples of 8, bags of one slot.
+SIZES = [dict(), dict(tokens=1, heads=1, n=3, key_dim=2, dim=1), dict(tokens=4, heads=2, n=13, key_dim=6, dim=9)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_gradcheck_of_the_lookup(backend, size, k):
+    queries, sub_keys, values = lookup_inputs(**size)
+
+    def scores(queries, sub_keys):
+        return ops.product_key_topk(queries, sub_keys, k)[0]
+
+    def output_and_weights(queries, sub_keys, values):
+        return ops.product_key_memory(queries, sub_keys, Dense.apply(values), k)[:2]
+
+    # The selected slots must not change under gradcheck's steps of 1e-6: they do not for these seeds.
+    assert gradcheck(scores, (queries, sub_keys))
+    assert gradcheck(output_and_weights, (queries, sub_keys, values))
+
+
+@pytest.mark.parametrize("size", [dict(), dict(tokens=3, bag=1, dim=1), dict(tokens=9, bag=7, dim=17)], ids=str)
+def test_gradcheck_of_the_bag(backend, size):
+    values, slots, weights = bag_inputs(**size)
+    assert gradcheck(lambda v, w: ops.weighted_bag(Dense.apply(v), slots, w), (values, weights))
+
+
+def test_gradcheck_of_the_selection():
+    rows = torch.randn(4, 2, 2, 6, generator=generator(3), dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda r: ops.product_key_select(r, 4)[0], (rows,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_number_formats(backend, dtype):
+    """Values and gradients against the definitions in float64 on the same inputs (and the same slots)."""
+    queries, sub_keys, values = lookup_inputs(dtype=dtype)
+    wide = [x.detach().double().requires_grad_() for x in (queries, sub_keys, values)]
+    output, weights, slots = ops.product_key_memory(queries, sub_keys, values, 3)
+    expected, expected_weights, expected_slots = reference.product_key_memory(*wide, 3)
+    assert torch.equal(slots, expected_slots)
+    assert (output.dtype, weights.dtype) == (dtype, torch.float32)
+    grad = torch.randn(output.shape, generator=generator(4)).to(dtype)
+    gradients = torch.autograd.grad((output, weights.square().sum()), (queries, sub_keys, values), (grad, None))
+    wide_gradients = torch.autograd.grad((expected, expected_weights.square().sum()), wide, (grad.double(), None))
+    limit = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]  # one rounding of the result
+    for one, two in zip((output, weights, *gradients), (expected, expected_weights, *wide_gradients), strict=True):
+        one, two = one.to_dense(), two.to_dense()
+        assert one.dtype in (dtype, torch.float32)
+        assert (one.double() - two).abs().max() <= limit * two.abs().max()
+
+
+def test_autocast_does_not_round_what_is_inside(backend):
+    inputs = lookup_inputs(dtype=torch.float32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            scores, slots = ops.product_key_topk(*inputs[:2], 3)
+            output, weights, _ = ops.product_key_memory(*inputs, 3)
+            bag = ops.weighted_bag(inputs[2].detach().bfloat16(), slots.flatten(1), weights.flatten(1))
+        gradients = torch.autograd.grad((output.sum(), bag.sum(), weights.square().sum()), inputs)
+        results.append((scores, slots, output, weights, bag, *(g.to_dense() for g in gradients)))
+    for one, two in zip(*results, strict=True):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+
+
+def test_the_operators_gradient_of_values_is_sparse_and_coalesced():
+    values, slots, weights = bag_inputs()
+    (grad,) = torch.autograd.grad(ops.weighted_bag(values, slots, weights).sum(), values)
+    assert grad.layout == torch.sparse_coo
+    assert grad.is_coalesced()
+    rows = grad.indices()[0]
+    assert rows.tolist() == sorted(set(slots.flatten().tolist()))
+    torch.sparse_coo_tensor(grad.indices(), grad.values(), grad.shape, check_invariants=True)
+
+
+def test_the_fused_lookup_is_the_composition(backend):
+    inputs = lookup_inputs()
+    output, weights, slots = ops.product_key_memory(*inputs, 3)
+    scores, same_slots = ops.product_key_topk(*inputs[:2], 3)
+    same_weights = scores.softmax(-1)
+    same_output = ops.weighted_bag(inputs[2], slots.flatten(1), same_weights.flatten(1))
+    assert torch.equal(slots, same_slots)
+    torch.testing.assert_close(weights, same_weights)
+    torch.testing.assert_close(output, same_output)
+    for outputs in ((output, same_output), (weights[..., 0], same_weights[..., 0])):
+        one, two = (torch.autograd.grad(o.sin().sum(), inputs[:2], retain_graph=True) for o in outputs)
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_only_what_is_asked_for_gets_a_gradient(backend):
+    queries, sub_keys, values = lookup_inputs()
+    output, weights, slots = ops.product_key_memory(queries.detach(), sub_keys.detach(), values, 2)
+    assert not slots.requires_grad
+    output.sum().backward()
+    assert values.grad is not None
+    output, weights, _ = ops.product_key_memory(queries, sub_keys.detach(), values.detach(), 2)
+    weights.square().sum().backward()  # no gradient comes in through the output
+    assert queries.grad is not None
+    assert sub_keys.grad is None
+    scores, slots = ops.product_key_topk(queries.detach(), sub_keys.detach(), 2)
+    assert not scores.requires_grad
+
+
+def test_strided_inputs(backend):
+    queries, sub_keys, values = lookup_inputs(grad=False)
+    plain = ops.product_key_memory(queries, sub_keys, values, 3)
+    strided = (
+        queries.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        sub_keys.transpose(0, 3).contiguous().transpose(0, 3),
+        values.t().contiguous().t(),
+    )
+    assert not any(x.is_contiguous() for x in strided)
+    for one, two in zip(plain, ops.product_key_memory(*strided, 3), strict=True):
+        torch.testing.assert_close(one, two)
+    # One set of keys for all heads, as an expanded view; an expanded gradient.
+    shared = sub_keys[:1].clone().requires_grad_()
+    own = sub_keys[:1].repeat(3, 1, 1, 1).requires_grad_()
+    ops.product_key_memory(queries, shared.expand(3, -1, -1, -1), values, 3)[0].sum().backward()
+    ops.product_key_memory(queries, own, values, 3)[0].sum().backward()
+    torch.testing.assert_close(shared.grad, own.grad.sum(0, keepdim=True))
+    values, slots, weights = bag_inputs(grad=False)
+    turned = (values.t().contiguous().t(), slots.t().contiguous().t(), weights.t().contiguous().t())
+    torch.testing.assert_close(ops.weighted_bag(*turned), ops.weighted_bag(values, slots, weights))
+
+
+def test_empty_batches(backend):
+    queries, sub_keys, values = lookup_inputs(tokens=0)
+    output, weights, slots = ops.product_key_memory(queries, sub_keys, values, 3)
+    assert (output.shape, weights.shape, slots.shape) == ((0, 5), (0, 3, 3), (0, 3, 3))
+    (output.sum() + weights.sum()).backward()
+    assert queries.grad.shape == queries.shape
+    assert sub_keys.grad.abs().max() == 0
+    assert values.grad.to_dense().abs().max() == 0
+
+
+def test_backward_has_the_same_bits_each_time(backend):
+    inputs = lookup_inputs(tokens=200, dtype=torch.float32)
+    results = []
+    for _ in range(2):
+        output, weights, _ = ops.product_key_memory(*inputs, 5)
+        results.append(torch.autograd.grad(output.sin().sum() + weights.sin().sum(), inputs))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one.to_dense(), two.to_dense())
+
+
+def test_rows_adam_updates_a_parameter(backend):
+    """Against the definition; the parameter may require a gradient."""
+    values, slots, weights = bag_inputs(dtype=torch.float32)
+    weights = weights.detach()
+    parameter = torch.nn.Parameter(values.detach().clone())
+    grad = torch.randn(6, 3, generator=generator(5))
+    tail = (grad, slots, weights, 0.5, 0.01, 0.9, 0.98, 1e-8, 0.1, 3)
+    states = [torch.rand(11, 3, generator=generator(6)) for _ in range(2)]
+    expected = [values.detach().clone(), *(s.clone() for s in states)]
+    ops.rows_adam_(parameter, *states, None, *tail)
+    reference.rows_adam_(*expected, None, *tail)
+    for one, two in zip((parameter.detach(), *states), expected, strict=True):
+        torch.testing.assert_close(one, two)
+    norm = ops.rows_squared_norm(grad, slots, weights, 11)
+    torch.testing.assert_close(norm, reference.rows_squared_norm(grad, slots, weights, 11))
+
+
+# ---- PyTorch's own checks ----------------------------------------------------------------------------------
+
+
+def operator_calls():
+    """(operator, arguments), with gradients where the operator has them."""
+    native = torch.ops.memory_layers
+    queries, sub_keys, values = lookup_inputs(dtype=torch.float32)
+    frozen = values.detach()
+    scores, slots = reference.product_key_topk(queries.detach(), sub_keys.detach(), 3)
+    table, bag, weights = bag_inputs(dtype=torch.float32)
+    fixed = weights.detach()
+    grad = torch.randn(6, 3, generator=generator(7))
+    half_scores = torch.randn(4, 2, 2, 6, generator=generator(8), requires_grad=True)
+    state = [torch.rand(11, 3, generator=generator(9)) for _ in range(4)]
+    adam = (grad, bag, fixed, 1.0, 0.01, 0.9, 0.98, 1e-8, 0.1, 3)
+    return [
+        (native.product_key_select, (half_scores, 4)),
+        (native.product_key_select_backward, (scores, slots, 7)),
+        (native.product_key_topk, (queries, sub_keys, 3)),
+        (native.product_key_topk_backward, (scores, slots, queries.detach(), sub_keys.detach())),
+        (native.weighted_bag, (table.detach(), bag, weights)),
+        (native.weighted_bag_weights_backward, (grad, table.detach(), bag)),
+        (native.weighted_bag_values_backward, (grad, bag, fixed, 11)),
+        (native.product_key_memory, (queries, sub_keys, frozen, 3)),
+        (native.rows_squared_norm, (grad, bag, fixed, 11)),
+        (native.rows_adam_, (*state[:3], None, *adam)),
+        (native.rows_adam_, (state[0].bfloat16(), *state[1:], *adam)),
+    ]
+
+
+def test_every_operator_is_checked():
+    names = {str(call[0]).rpartition(".")[2] for call in operator_calls()}
+    assert names == {schema.partition("(")[0] for schema in ops.SCHEMAS}
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_opcheck(index):
+    operator, arguments = operator_calls()[index]
+    opcheck(operator.default, arguments)
+
+
+def test_opcheck_of_sparse_gradients():
+    """All of opcheck but tracing the backward: PyTorch traces no sparse gradient."""
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(torch.ops.memory_layers.weighted_bag.default, bag_inputs(dtype=torch.float32), test_utils=tests)
+    opcheck(
+        torch.ops.memory_layers.product_key_memory.default, (*lookup_inputs(dtype=torch.float32), 3), test_utils=tests
+    )
+
+
+def test_compiled_functions_compute_the_same():
+    queries, sub_keys, values = lookup_inputs(dtype=torch.float32)
+    values = values.detach()
+
+    def lookup(queries, sub_keys):
+        scores, slots = ops.product_key_topk(2 * queries, sub_keys, 3)
+        bag = ops.weighted_bag(values, slots.flatten(1), scores.softmax(-1).flatten(1))
+        return bag + ops.product_key_memory(queries, sub_keys, values, 3)[0]
+
+    compiled = torch.compile(lookup, backend="aot_eager", fullgraph=True)
+    results = []
+    for run in (lookup, compiled):
+        output = run(queries, sub_keys)
+        results.append((output, *torch.autograd.grad(output.sin().sum(), (queries, sub_keys))))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+# ---- the choice of the implementation ----------------------------------------------------------------------
+
+
+def test_choosing_a_backend(caplog):
+    with pytest.raises(ValueError, match="must be one of auto, cpu, cuda, torch, given 'gpu'"):
+        ops.use("gpu")
+    assert ops.backend() == "auto"
+    ops._logged.clear()
+    with caplog.at_level(logging.INFO, logger="memory_layers.ops"):
+        for _ in range(2):
+            for name in ("torch", "auto"):
+                ops.use(name)
+                assert ops.backend() == name
+    assert len(caplog.records) == 2, "every choice is logged once"
+    assert set(ops.backends()) == set(ops.BACKENDS)
+
+
+def test_kernels_that_are_asked_for_do_not_fall_back():
+    ops.use("cpu")
+    try:
+        values, slots, weights = bag_inputs(dtype=torch.float16, grad=False)
+        with pytest.raises(TypeError, match=r"the cpu kernels take .* given torch\.float16 on cpu.*'auto' or 'torch'"):
+            ops.weighted_bag(values, slots, weights)
+        with pytest.raises(TypeError, match="on meta"):
+            ops.weighted_bag(values.float().to("meta"), slots.to("meta"), weights.to("meta"))
+    finally:
+        ops.use("auto")
+
+
+def test_missing_kernels_are_named(monkeypatch):
+    monkeypatch.setattr(ops, "backends", lambda: {"auto": True, "cpu": True, "cuda": False, "torch": True})
+    with pytest.raises(RuntimeError, match=r"MEMORY_LAYERS_BUILD=cuda|no CUDA device"):
+        ops.use("cuda")
+    assert ops.backend() == "auto"
+
+
+ALONE = """
+import torch
+from memory_layers import ops
+
+assert ops.backends() == {"auto": True, "cpu": False, "cuda": False, "torch": True}
+for name in ("cpu", "cuda"):
+    try:
+        ops.use(name)
+    except RuntimeError as error:
+        assert f"MEMORY_LAYERS_BUILD={name} pip install" in str(error), error
+    else:
+        raise AssertionError(name)
+queries, sub_keys, values = torch.randn(5, 2, 8), torch.randn(2, 2, 6, 4), torch.randn(36, 3)
+queries.requires_grad_(), values.requires_grad_()
+results = []
+for name in ("auto", "torch"):
+    ops.use(name)
+    output, weights, slots = ops.product_key_memory(queries, sub_keys, values, 3)
+    gradients = torch.autograd.grad(output.square().sum(), (queries, values))
+    results.append((output, weights, slots, *(g.to_dense() for g in gradients)))
+for one, two in zip(*results):
+    torch.testing.assert_close(one, two)
+"""
+
+
+def test_without_a_compiler(tmp_path):
+    """The two modules in a folder without the extension."""
+    package = tmp_path / "memory_layers"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for module in (ops, reference):
+        shutil.copy(module.__file__, package)
+    command = [sys.executable, "-c", ALONE]
+    outcome = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_an_extension_of_another_pytorch_is_refused_by_name(tmp_path):
+    (tmp_path / "_C.so").write_bytes(b"not a library")
+    copy = shutil.copy(ops.__file__, tmp_path / "ops.py")
+    spec = importlib.util.spec_from_file_location("ops_beside_a_broken_library", copy)
+    with pytest.raises(ImportError, match="does not fit PyTorch"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_modules_of_the_mathematics_do_not_know_fairseq():
+    for name in ("reference", "ops", "product_key", "usage"):
+        source = Path(ops.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) fairseq\b", source, re.MULTILINE), name
