@@ -14,12 +14,13 @@ import sys
 from typing import Any, NoReturn
 
 import fairseq_host
-from fairseq_host import errors, logs
+from fairseq_host import allocator, errors, logs
 
 
 def main() -> None:
     """Parse the command line and train, as fairseq_cli.train.cli_main does."""
     _end_with_torchrun()
+    allocator.keep_freed_memory()
     logs.quiet()
     from fairseq_cli import train  # noqa: F401  (the first import of fairseq: it sets up the logging)
 

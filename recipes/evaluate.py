@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_host import errors
+from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
 from recipes import declarative, options, runs
 from recipes.runs import Corpus, Run
@@ -315,6 +315,7 @@ def draw(
 def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
+    allocator.keep_freed_memory()
     with runs.disk_errors(arguments.runs), runs.quiet():
         return evaluate(arguments, ["recipes/evaluate.sh", *given])
 
