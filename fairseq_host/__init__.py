@@ -4,7 +4,7 @@ _installed = False
 
 
 def install() -> None:
-    """Apply the mends to fairseq that `batching`, `checkpoints`, `resuming`, `launch`, `randomness` and `errors` name.
+    """Apply the mends to fairseq that the modules named below describe.
 
     Every plugin calls it when it is imported; calling it again changes nothing.
     """
@@ -12,11 +12,12 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    from fairseq_host import batching, checkpoints, errors, launch, randomness, resuming
+    from fairseq_host import batching, checkpoints, errors, launch, numpy_names, randomness, resuming
 
     batching.install()
     checkpoints.install()
     resuming.install()
     launch.install()
     randomness.install()
+    numpy_names.install()
     errors.install()

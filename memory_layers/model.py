@@ -5,7 +5,8 @@ everything else is the host's. Axes: T time, B batch, C channels; the host's lay
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -139,12 +140,24 @@ class HasMemories(nn.Module):
                 layer: Any = self.get_submodule(name)
                 memory = build_memory(options, layer.embed_dim, table)
                 table = memory.table if options.memory_share_table else None
-                MemoryReader(memory, joined=options.memory_join, name=f"{part[0]}{number}").attach(layer)
+                MemoryReader(memory, joined=options.memory_join, name=_short(name)).attach(layer)
                 self.memories[name] = memory
         sharded = [f"{name}.memory.table.weight" for name in self.memories] if options.memory_sharded else []
         self._ddp_params_and_buffers_to_ignore = sharded  # PyTorch's wrapper would make them all alike
         for name, memory in self.memories.items():
             logger.info("%s has a memory of %s", name, memory.table.extra_repr())
+
+    @contextmanager
+    def recorded_usage(self) -> Iterator[dict[str, SlotUsage]]:
+        """Record the slots that are read in evaluation mode within a ``with`` block, by layer ("e2", "d4")."""
+        records = {_short(name): memory.new_usage() for name, memory in self.memories.items()}
+        for memory, record in zip(self.memories.values(), records.values(), strict=True):
+            memory.usage = record
+        try:
+            yield records
+        finally:
+            for memory in self.memories.values():
+                memory.usage = None
 
     def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Make a plain Transformer's state dict fit, in place: the memories in it are this model's, fresh ones."""
@@ -158,6 +171,12 @@ class HasMemories(nn.Module):
             state = {**dict(memory.named_parameters()), **dict(memory.named_buffers())}
             state_dict.update({f"{name}.memory.{key}": value.detach().clone() for key, value in state.items()})
         logger.info("the checkpoint is a plain Transformer's: the memories start fresh")
+
+
+def _short(layer: str) -> str:
+    """ "d4" for "decoder.layers.3": layers are counted from 1 in options, metrics and pictures."""
+    part, _, index = layer.split(".")
+    return f"{part[0]}{int(index) + 1}"
 
 
 def build_memory(options: EncoderMemoryOptions, dim: int, table: ValueTable | None) -> Memory:

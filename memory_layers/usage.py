@@ -4,6 +4,7 @@ Axes: T tokens, H heads, K selected slots, n_slots = N·N for product keys.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,20 @@ class SlotUsage:
             raise RuntimeError("no lookup was recorded: slot usage is known after a forward pass only")
         z = total / total.sum()
         return max(0.0, math.log(z.numel()) + torch.xlogy(z, z).sum().item())
+
+    def figures(self) -> dict[str, Any]:
+        """``share`` and ``kl``, rounded as in the log, and the same of each head alone, as lists of H."""
+        each = []
+        for weights in self.weights:
+            head = SlotUsage(n_slots=weights.numel(), heads=1, device=weights.device)
+            head.weights = weights[None]
+            each.append(head)
+        return {
+            "used": round(self.share(), 5),
+            "kl": round(self.kl(), 4),
+            "used_by_head": [round(head.share(), 5) for head in each],
+            "kl_by_head": [round(head.kl(), 4) for head in each],
+        }
 
     def picture(self, *, cells: int = 64) -> Tensor:
         """Each head's usage on the plane of its sub-keys (rows: first half, columns: second half), coarsened.

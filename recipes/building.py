@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -146,6 +147,25 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     # Without times of day, and without fairseq's second copy, the whole folder is the same in every run.
     log.write_text(re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)? \| ", "", words), encoding="utf-8")
     (folder / "bin" / "preprocess.log").unlink(missing_ok=True)
+    for language in corpus.languages:
+        _set_apart(folder / "bin", f"{source}-{target}", language)
+
+
+def _set_apart(folder: Path, pair: str, language: str) -> None:
+    """folder/LANGUAGE: one side alone, by the names that fairseq's language_modeling task looks for."""
+    alone = folder / language
+    alone.mkdir()
+    for path in sorted(folder.glob(f"*.{pair}.{language}.*")):
+        split, end = path.name.split(".")[0], path.suffix
+        _link(path, alone / f"{split}{end}")
+    _link(folder / f"dict.{language}.txt", alone / "dict.txt")
+
+
+def _link(path: Path, copy: Path) -> None:
+    try:
+        os.link(path, copy)
+    except OSError:  # not every file system can
+        shutil.copyfile(path, copy)
 
 
 def _workers(corpus: Ingredients) -> str:

@@ -18,6 +18,8 @@ import torch
 from fairseq.data import data_utils
 
 from fairseq_host.errors import UserError
+from recipes import loading
+from recipes.runs import Corpus
 
 # Options of a model file's `generate` block and their defaults. Lengths are in pieces, max-tokens in source
 # pieces a batch.
@@ -179,6 +181,26 @@ class Translator:
                 progress.update(len(chosen))
         return results, statistics
 
+    def slot_usage(
+        self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
+    ) -> dict[str, Any]:
+        """Which slots of its memories a model reads when it is led through `translations`, by layer.
+
+        Values are `memory_layers.usage.SlotUsage`. A model without memories has none.
+        """
+        if not hasattr(self.model, "recorded_usage"):
+            return {}
+        encoded = [self.encode(sentence)[0] for sentence in sentences]
+        dictionary = self.task.target_dictionary
+        eos = torch.tensor([dictionary.eos()])
+        with torch.no_grad(), self.model.recorded_usage() as records:
+            for batch in self.batches([len(source) for source in encoded], max_tokens):
+                inputs = self._sample([encoded[i] for i in batch])["net_input"]
+                previous = [torch.cat([eos, translations[i].tokens[:-1]]) for i in batch]
+                padded = data_utils.collate_tokens(previous, dictionary.pad())
+                self.model(**inputs, prev_output_tokens=padded.to(self.device))
+        return records
+
     def _generator(self, options: Mapping[str, Any], longest: int) -> Any:
         names = {name.replace("-", "_"): value for name, value in options.items()}
         # fairseq multiplies max_len_a by the longest source of the batch: here by the longest of all batches.
@@ -281,39 +303,10 @@ def _alignments_wanted(model: Any) -> Iterator[None]:
 
 
 def load_translator(
-    state: dict[str, Any], *, path: Path, corpus: Any, user_dir: Path | None, device: str
+    state: dict[str, Any], *, path: Path, corpus: Corpus, user_dir: Path | None, device: str
 ) -> Translator:
     """The translator for a checkpoint's `state` (of file `path`, for messages) on a prepared corpus."""
-    import fairseq_host
-
-    fairseq_host.install()
-    from fairseq import tasks, utils
-    from omegaconf import OmegaConf, open_dict
-
-    if user_dir is not None:
-        utils.import_user_module(Namespace(user_dir=str(user_dir)))
-    if not isinstance(state.get("cfg"), Mapping) or not isinstance(state.get("model"), Mapping):
-        raise UserError(f"{path}: not a training checkpoint of this fairseq (no cfg or no model in it)")
-    configuration: Any = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-    with open_dict(configuration):
-        configuration.task.data = str(corpus.bin)
-        configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target
-        if "eval_bleu" in configuration.task:
-            configuration.task.eval_bleu = False  # it would load a tokeniser for nothing
-    try:
-        task = tasks.setup_task(configuration.task, from_checkpoint=True)
-        model = task.build_model(configuration.model, from_checkpoint=True)
-        model.load_state_dict(state["model"], strict=True, model_cfg=configuration.model)
-    except UserError:
-        raise
-    except Exception as error:  # plugins and fairseq raise anything
-        line = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise UserError(f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})") from None
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise UserError(
-            f"{path}: holds parameters that are not finite, so the training diverged; take another checkpoint, or "
-            "train anew with a lower --lr"
-        )
+    model, task = loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir)
     return Translator(
         model=model,
         task=task,

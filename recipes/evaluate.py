@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
         prog="recipes/evaluate.sh",
         allow_abbrev=False,
         description="Translate a test set with a trained MODEL and score it with sacreBLEU, into "
-        "RUNS/CORPUS/MODEL/evaluation: hypotheses, references, scores.json, scores.txt, pictures.",
+        "RUNS/CORPUS/MODEL/evaluation: hypotheses, references, scores.json, scores.txt, pictures. "
+        "A language model is scored by its perplexity of the target side.",
     )
     found.add_argument("corpus", metavar="CORPUS", help="a corpus prepared by recipes/prepare.sh")
     found.add_argument("model", metavar="MODEL", help="a name in recipes/models or a path to a .yaml file")
@@ -186,12 +188,9 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if arguments.split not in corpus.splits:
         raise UserError(f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
 
-    models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
-    dictionaries = {f"bin/dict.{language}.txt" for language in (corpus.source, corpus.target)}
-    texts = {f"text/{arguments.split}.{language}" for language in (corpus.source, corpus.target)}
-    corpus.verify(*sorted(models | dictionaries | texts))
+    corpus.verify(*files_of(corpus, arguments.split))
     try:
-        from recipes import decoding
+        from recipes import decoding, loading
     except ModuleNotFoundError as error:
         raise UserError(
             f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
@@ -207,7 +206,6 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     sources, references = read_split(corpus, arguments.split)
 
     import torch
-    from tqdm import tqdm
 
     torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
@@ -216,29 +214,17 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if record.get("status") != "finished":
         print(f"note: this training is not finished ({record.get('status')}); {train_call} goes on with it")
     state = load(paths, train_call)
-    user_dir = runs.plugin(model_file)
-    translator = decoding.load_translator(state, path=paths[0], corpus=corpus, user_dir=user_dir, device=device)
-    print(f"Translating {len(sources):,} sentences of {arguments.split} with beam {search['beam']}", flush=True)
-    with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
-        translations, statistics = translator.translate(sources, search, progress=bar)
-    if statistics.truncated:
-        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
-    hypotheses = [translation.text for translation in translations]
-
-    print("Scoring with sacreBLEU", flush=True)
-    from recipes import scoring
-
+    place = Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device)
+    if loading.is_language_model(state):
+        found = foretell(state, place, references, search["max-tokens"])
+    else:
+        found = translate(state, place, sources, references, search, arguments.pictures)
     scores: dict[str, Any] = {
-        **scoring.score(hypotheses, references, corpus.target),
+        **found.scores,
         "corpus": corpus.name,
         "model": model_file.name,
         "split": arguments.split,
         "sentences": len(sources),
-        "seconds": round(statistics.seconds, 3),
-        "tokens": statistics.tokens,
-        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
-        "truncated": statistics.truncated,
-        "parameters": translator.parameters,
         "checkpoint": what,
         "updates": updates_of(state),
         "training_status": record.get("status"),
@@ -246,32 +232,138 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "training_command": record.get("command"),
         "training_commit": record.get("commit"),
         "corpus_fingerprint": corpus.fingerprint,
-        "beam": search["beam"],
-        "lenpen": search["lenpen"],
-        "search": search,
         "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "command": shlex.join(command),
         "commit": runs.commit(),
         "versions": runs.versions(),
     }
+    table = found.table(scores)
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new."))
     try:
         building.chmod(0o755)
-        (building / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
-        (building / "references.txt").write_text("".join(f"{line}\n" for line in references), encoding="utf-8")
-        draw(building, run, translator, sources, translations, arguments.pictures)
-        (building / "scores.txt").write_text(scoring.table(scores), encoding="utf-8")
+        draw_training(building, run)
+        draw_slots(building, found.usages)
+        found.write(building)
+        (building / "scores.txt").write_text(table, encoding="utf-8")
         runs.write_json(building / "scores.json", scores)
         replace_folder(building, output)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     print()
-    print(scoring.table(scores))
+    print(table)
     print(f"Written to {output}")
-    print(f"BLEU = {scores['bleu']['score']:.2f}")
+    print(found.last_line)
     return 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is evaluated where."""
+
+    corpus: Corpus
+    split: str
+    checkpoint: Path  # for messages
+    user_dir: Path | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation found: its own part of scores.json, and how to show it."""
+
+    scores: dict[str, Any]
+    usages: Mapping[str, Any]  # of the slots of memories, by layer
+    table: Callable[[Mapping[str, Any]], str]
+    write: Callable[[Path], None]  # the files beside scores.json, into a folder
+    last_line: str
+
+
+def translate(
+    state: dict[str, Any],
+    place: Place,
+    sources: Sequence[str],
+    references: Sequence[str],
+    search: Mapping[str, Any],
+    pictures: int,
+) -> Found:
+    """Translate `sources` and score the translations."""
+    from tqdm import tqdm
+
+    from recipes import decoding, scoring
+
+    translator = decoding.load_translator(
+        state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir, device=place.device
+    )
+    print(f"Translating {len(sources):,} sentences of {place.split} with beam {search['beam']}", flush=True)
+    with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
+        translations, statistics = translator.translate(sources, search, progress=bar)
+    if statistics.truncated:
+        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
+    hypotheses = [translation.text for translation in translations]
+    usages = translator.slot_usage(sources, translations, search["max-tokens"])
+    print("Scoring with sacreBLEU", flush=True)
+    scores: dict[str, Any] = {
+        **scoring.score(hypotheses, references, place.corpus.target),
+        "seconds": round(statistics.seconds, 3),
+        "tokens": statistics.tokens,
+        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
+        "truncated": statistics.truncated,
+        "parameters": translator.parameters,
+        "beam": search["beam"],
+        "lenpen": search["lenpen"],
+        "search": search,
+        **slot_figures(usages),
+    }
+
+    def write(folder: Path) -> None:
+        write_lines(folder / "hypotheses.txt", hypotheses)
+        write_lines(folder / "references.txt", references)
+        draw_alignments(folder, translator, sources, translations, pictures)
+
+    return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
+
+
+def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
+    """Score a language model by its perplexity of `references`."""
+    from tqdm import tqdm
+
+    from recipes import loading, perplexity
+
+    model, task = loading.load_model(state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir)
+    print(f"Reading {len(references):,} sentences of {place.split}", flush=True)
+    with tqdm(unit=" sub-words", smoothing=0.1) as bar:
+        found, usages = perplexity.measure(
+            model, task, place.split, max_tokens=max_tokens, device=place.device, progress=bar
+        )
+    scores: dict[str, Any] = {
+        **perplexity.scores(found, references),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **slot_figures(usages),
+    }
+    last_line = f"perplexity = {scores['perplexity']['word']:.2f}"
+    return Found(scores, usages, perplexity.table, lambda folder: None, last_line)
+
+
+def files_of(corpus: Corpus, split: str) -> list[str]:
+    """Files of the corpus that an evaluation reads, below its folder."""
+    models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
+    languages = (corpus.source, corpus.target)
+    dictionaries = {f"bin/dict.{language}.txt" for language in languages}
+    texts = {f"text/{split}.{language}" for language in languages}
+    alone = corpus.alone.relative_to(corpus.folder).as_posix()
+    monolingual = {f"{alone}/{name}" for name in ("dict.txt", f"{split}.bin", f"{split}.idx")}
+    return sorted(models | dictionaries | texts | monolingual)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of scores.json about the slots of memories; none without memories."""
+    return {"slot_usage": {layer: usage.figures() for layer, usage in usages.items()}} if usages else {}
 
 
 def check_output(output: Path, *, ours: bool) -> None:
@@ -293,13 +385,19 @@ def updates_of(state: dict[str, Any]) -> int | None:
     return history[-1].get("num_updates")
 
 
-def draw(
-    folder: Path, run: Run, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
-) -> None:
-    """training.png, and alignment-1.png and on for a model that says what it looked at."""
+def draw_training(folder: Path, run: Run) -> None:
+    """training.png, if the training left records."""
     from recipes import pictures
 
     pictures.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
+
+
+def draw_alignments(
+    folder: Path, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
+) -> None:
+    """alignment-1.png and on for a model that says what it looked at."""
+    from recipes import pictures
+
     drawn = 0
     for index in chosen_for_pictures(sources, [t.text for t in translations], count):
         found = translator.alignment(sources[index], translations[index])
@@ -310,6 +408,14 @@ def draw(
         pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
     if count and not drawn:
         print("note: no alignment pictures: this model does not say what it looked at")
+
+
+def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
+    """slots-d2.png for the memory of decoder layer 2, and so on."""
+    from recipes import pictures
+
+    for layer, usage in usages.items():
+        pictures.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
 
 
 def main() -> int:

@@ -67,6 +67,11 @@ def from_command_line(tokens: Sequence[str]) -> Options:
     return normalised(options)
 
 
+def is_language_model(options: Mapping[str, Any]) -> bool:
+    """Whether these are the options of a language model, which reads the corpus's target language alone."""
+    return options.get("task") == "language_modeling"
+
+
 def refuse_reserved(options: Mapping[str, Any], where: str) -> None:
     """Raise a UserError for an option that the recipe itself sets."""
     for name in options:

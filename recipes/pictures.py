@@ -1,4 +1,4 @@
-"""Pictures as PNG files: training curves and alignment heat maps."""
+"""Pictures as PNG files: training curves, alignment heat maps, slots of a memory."""
 
 import warnings
 from collections.abc import Sequence
@@ -102,6 +102,28 @@ def alignment(source: Sequence[str], target: Sequence[str], weights: np.ndarray,
     figure.colorbar(image, ax=axis, shrink=0.8, label="weight")
     if title:
         figure.suptitle(_plain(title), fontsize="medium")
+    _save(figure, path)
+
+
+def slots(shares: np.ndarray, path: Path, title: str) -> None:
+    """How often each head reads each part of a memory; shares[h, i, j] of cell (i, j) of the plane of sub-keys.
+
+    The colour is the share over that of uniform use, on a logarithmic scale.
+    """
+    from matplotlib.colors import LogNorm
+
+    heads, cells, _ = shares.shape
+    columns = min(heads, 4)
+    rows = -(-heads // columns)
+    figure, axes = _figure(2.4 * columns + 0.8, 2.4 * rows + 0.5, nrows=rows, ncols=columns, squeeze=False)
+    norm = LogNorm(vmin=1 / 32, vmax=32, clip=True)
+    for head, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if head < heads:
+            image = axis.imshow(np.maximum(shares[head] * cells**2, 1e-9), cmap="viridis", norm=norm)
+            axis.set_title(f"head {head + 1}", fontsize="small")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="use / uniform use")
+    figure.suptitle(_plain(title), fontsize="medium")
     _save(figure, path)
 
 

@@ -42,14 +42,21 @@ class Plan:
         """When the training stops: any of max-update, max-epoch, patience (in validations) and minutes."""
         return {name: self.options[name] for name in options.LIMITS if name in self.options}
 
+    @property
+    def languages(self) -> str:
+        """`de to en`; `en` for a language model."""
+        target = self.corpus.target
+        return target if options.is_language_model(self.options) else f"{self.corpus.source} to {target}"
+
     def arguments(self) -> list[str]:
         """The arguments of fairseq_host.train, data folder first."""
         plugin = runs.plugin(self.model)
         minutes = self.options.get("minutes")
+        alone = options.is_language_model(self.options)
         ours: Options = {
             "user-dir": plugin,
-            "source-lang": self.corpus.source,
-            "target-lang": self.corpus.target,
+            "source-lang": None if alone else self.corpus.source,
+            "target-lang": None if alone else self.corpus.target,
             "save-dir": self.run.checkpoints,
             "seed": self.seed,
             "log-format": "json",
@@ -65,7 +72,8 @@ class Plan:
         theirs = first | {name: value for name, value in self.options.items() if name != "minutes"}
         # A worker process pays only where a GPU waits for data.
         theirs.setdefault("num-workers", 0 if self.device == "cpu" else 2)
-        return [str(self.corpus.bin), *options.to_arguments(ours), *options.to_arguments(theirs)]
+        data = self.corpus.alone if alone else self.corpus.bin
+        return [str(data), *options.to_arguments(ours), *options.to_arguments(theirs)]
 
     def command(self) -> list[str]:
         """The command line that trains."""

@@ -168,6 +168,11 @@ class Corpus:
         return self.folder / "bin"
 
     @property
+    def alone(self) -> Path:
+        """The target language's files of `bin`, by the names that fairseq's language_modeling task looks for."""
+        return self.bin / self.target
+
+    @property
     def prepare_again(self) -> str:
         """The remedy for damage."""
         return f"build it anew with: {_prepare_call(self.argument, self.folder.parent)} --force"

@@ -44,18 +44,27 @@ def table(scores: Mapping[str, Any]) -> str:
     ]
     for name in METRICS:
         lines.append(f"{names[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
-    rows: list[tuple[str, str]] = [
-        ("parameters", f"{scores['parameters']:,}"),
-        ("checkpoint", scores["checkpoint"]),
-        ("updates", f"{scores['updates']:,}" if scores.get("updates") is not None else "unknown"),
-        ("search", f"beam {scores['beam']}, length penalty {scores['lenpen']:g}"),
-        ("decoding", f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"),
-        ("device", f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"),
-        ("commit", scores["commit"] or "unknown"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in scores["versions"].items())),
-        ("command", scores["command"]),
-    ]
+    return "\n".join([*lines, "", *facts(scores)]) + "\n"
+
+
+def facts(scores: Mapping[str, Any]) -> list[str]:
+    """What `scores`, of a translator or a language model, were measured with, a line each."""
+    translated = "beam" in scores
+    rows: dict[str, str] = {
+        "parameters": f"{scores['parameters']:,}",
+        "checkpoint": scores["checkpoint"],
+        "updates": f"{scores['updates']:,}" if scores.get("updates") is not None else "unknown",
+    }
     if scores.get("training_seconds"):
-        rows.insert(3, ("training", f"{scores['training_seconds'] / 60:.1f} minutes"))
-    lines += ["", *(f"{name:<12} {value}" for name, value in rows)]
-    return "\n".join(lines) + "\n"
+        rows["training"] = f"{scores['training_seconds'] / 60:.1f} minutes"
+    if translated:
+        rows["search"] = f"beam {scores['beam']}, length penalty {scores['lenpen']:g}"
+    speed = f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"
+    rows["decoding" if translated else "reading"] = speed
+    rows["device"] = f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"
+    for layer, usage in scores.get("slot_usage", {}).items():
+        rows[f"memory {layer}"] = f"{usage['used']:.1%} of the slots, divergence from uniform {usage['kl']:.2f} nats"
+    rows["commit"] = scores["commit"] or "unknown"
+    rows["versions"] = ", ".join(f"{name} {version}" for name, version in scores["versions"].items())
+    rows["command"] = scores["command"]
+    return [f"{name:<12} {value}" for name, value in rows.items()]

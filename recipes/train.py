@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
-from recipes import declarative, launch, runs
+from recipes import declarative, launch, options, runs
 from recipes.plan import Plan, count_parameters, differences, merged_options, place, shown, threads_for
 from recipes.progress import Progress, parse, parse_parameters
 from recipes.runs import Run
@@ -71,6 +71,8 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     merged = merged_options(model, corpus, extra, device=device)
     if arguments.minutes is not None:
         merged["minutes"] = arguments.minutes
+    if options.is_language_model(merged) and not (corpus.alone / "dict.txt").is_file():
+        raise UserError(f"{corpus.alone}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
     run = Run(arguments.runs / corpus.name / model.name)
     plan = Plan(model, corpus, run, merged, device, processes, arguments.seed)
     if not plan.limits:
@@ -145,8 +147,7 @@ def execute(
     run.update(record)
     progress = Progress(run, plan.limits)
     print(
-        f"{'Training' if earlier is None else 'Resuming'} {plan.model.name} on {plan.corpus.name} "
-        f"({plan.corpus.source} to {plan.corpus.target}):"
+        f"{'Training' if earlier is None else 'Resuming'} {plan.model.name} on {plan.corpus.name} ({plan.languages}):"
     )
     print(f"  {plan.place(record['threads'])}, seed {plan.seed}, into {run.folder}")
     until = ", ".join(f"{name} {value}" for name, value in plan.limits.items())

@@ -323,6 +323,13 @@ def test_share_and_divergence():
     assert usage.share() == 2 / 8  # slots 1 and 2; slot 3 has no weight
     z = [0.25 / 2, 1.75 / 2]
     assert usage.kl() == pytest.approx(math.log(8) + sum(p * math.log(p) for p in z))
+    alone = [math.log(8) + sum(p * math.log(p) for p in share if p) for share in ([0.25, 0.75], [1.0])]
+    assert usage.figures() == {
+        "used": 0.25,
+        "kl": round(usage.kl(), 4),
+        "used_by_head": [0.25, 0.125],
+        "kl_by_head": [round(kl, 4) for kl in alone],
+    }
     usage.reset()
     usage.add(torch.arange(8).view(4, 1, 2).expand(4, 2, 2), torch.full((4, 2, 2), 0.5))
     assert usage.share() == 1

@@ -106,3 +106,18 @@ def test_few_records_are_enough(few: list[dict[str, Any]], tmp_path: Path) -> No
 def test_without_records_nothing_is_drawn(nothing: list[dict[str, Any]], tmp_path: Path) -> None:
     assert not pictures.training(nothing, tmp_path / "t.png", "t")
     assert not (tmp_path / "t.png").exists()
+
+
+def test_a_slot_that_is_read_often_is_bright(tmp_path: Path) -> None:
+    shares = np.full((2, 8, 8), 1 / 64)
+    shares[1] = 0
+    shares[1, 0, 7] = 1
+    pictures.slots(shares, tmp_path / "s.png", "slots")
+    picture = read(tmp_path / "s.png")
+    left, right = picture[:, : int(picture.shape[1] * 0.42)], picture[:, int(picture.shape[1] * 0.42) :]
+    yellow = [(half[:, :, 0] > 0.9) & (half[:, :, 1] > 0.8) & (half[:, :, 2] < 0.3) for half in (left, right)]
+    assert not yellow[0].any(), "uniform use"
+    rows, columns = np.nonzero(yellow[1][:, : int(right.shape[1] * 0.75)])
+    assert rows.size
+    assert rows.mean() < picture.shape[0] / 2 < picture.shape[1]
+    assert columns.mean() > 0.35 * right.shape[1]

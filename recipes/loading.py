@@ -1,0 +1,61 @@
+"""From a checkpoint to a model and its task on a prepared corpus."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairseq_host.errors import UserError
+from recipes.runs import Corpus
+
+
+def is_language_model(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's `state` is a language model's."""
+    configuration = state.get("cfg")
+    task = configuration.get("task") if isinstance(configuration, Mapping) else None
+    name = task.get("_name") if isinstance(task, Mapping) else getattr(task, "_name", None)
+    return name == "language_modeling"
+
+
+def load_model(state: Mapping[str, Any], *, path: Path, corpus: Corpus, user_dir: Path | None) -> tuple[Any, Any]:
+    """(model, task) for a checkpoint's `state` (of file `path`, for messages).
+
+    Raises:
+        UserError: the state does not fit the corpus or the installed code, or its parameters are not finite.
+    """
+    import fairseq_host
+
+    fairseq_host.install()
+    from fairseq import tasks, utils
+    from omegaconf import OmegaConf, open_dict
+
+    if user_dir is not None:
+        utils.import_user_module(Namespace(user_dir=str(user_dir)))
+    if not isinstance(state.get("cfg"), Mapping) or not isinstance(state.get("model"), Mapping):
+        raise UserError(f"{path}: not a training checkpoint of this fairseq (no cfg or no model in it)")
+    configuration: Any = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+    with open_dict(configuration):
+        if is_language_model(state):
+            configuration.task.data = str(corpus.alone)
+        else:
+            configuration.task.data = str(corpus.bin)
+            configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target
+        if "eval_bleu" in configuration.task:
+            configuration.task.eval_bleu = False  # it would load a tokeniser for nothing
+    try:
+        task = tasks.setup_task(configuration.task, from_checkpoint=True)
+        model = task.build_model(configuration.model, from_checkpoint=True)
+        model.load_state_dict(state["model"], strict=True, model_cfg=configuration.model)
+    except UserError:
+        raise
+    except Exception as error:  # plugins and fairseq raise anything
+        line = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(f"{path}: does not fit the corpus {corpus.folder} or the installed code ({line})") from None
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise UserError(
+            f"{path}: holds parameters that are not finite, so the training diverged; take another checkpoint, or "
+            "train anew with a lower --lr"
+        )
+    return model, task
