@@ -12,8 +12,11 @@ def keep_freed_memory() -> bool:
     peak is that of the tensors alive at one time, as before; what is freed below the peak is not returned.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    most, most_once = 2**31 - 1, 2**25  # older glibc refuses to raise the second above 32 MiB
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    most = 2**31 - 1
-    return mallopt is not None and bool(mallopt(trim_threshold, most) and mallopt(mmap_threshold, most))
+    # Either one ends glibc's own adjusting of both: the trimming is left alone where the mapping cannot be changed.
+    if mallopt is None or not (mallopt(mmap_threshold, most) or mallopt(mmap_threshold, most_once)):
+        return False
+    return bool(mallopt(trim_threshold, most))

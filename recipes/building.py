@@ -16,6 +16,7 @@ from typing import IO, Any
 from fairseq_host.errors import UserError
 from recipes.placing import digests
 from recipes.reporting import INTERVAL, progress, say
+from recipes.runs import cores
 
 LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
 
@@ -170,7 +171,7 @@ def _link(path: Path, copy: Path) -> None:
 
 def _workers(corpus: Ingredients) -> str:
     """How many processes are worth their start; what they write does not depend on it."""
-    return str(max(1, min(len(os.sched_getaffinity(0)), len(corpus.pairs["train"]) // 20_000)))
+    return str(max(1, min(cores(), len(corpus.pairs["train"]) // 20_000)))
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> int | None:

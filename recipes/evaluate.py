@@ -1,6 +1,7 @@
 """Translate a test set and score it: `python -m recipes.evaluate CORPUS MODEL` (recipes/evaluate.sh)."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,8 @@ from recipes import declarative, options, runs
 from recipes.runs import Corpus, Run
 
 DEFAULT_AVERAGE = 5
+# The files of an evaluation.
+WRITTEN = re.compile(r"(hypotheses|references|scores)\.txt|scores\.json|(training|alignment-\d+|slots-\w+)\.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,7 +167,7 @@ def replace_folder(new: Path, final: Path) -> None:
     if not final.exists():
         new.rename(final)
         return
-    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old.{os.getpid()}."))
     final.rename(old / "old")
     try:
         new.rename(final)
@@ -172,6 +175,28 @@ def replace_folder(new: Path, final: Path) -> None:
         (old / "old").rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(final: Path) -> None:
+    """Clear away what a killed evaluation has left beside `final`, and put back what it had moved away."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        found = re.fullmatch(r"\.(new|old)\.(\d+)\..+", left.name.removeprefix(f".{final.name}"))
+        if found is None or alive(int(found[2])):
+            continue
+        if found[1] == "old" and (left / "old").is_dir() and not final.exists():
+            (left / "old").rename(final)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -185,6 +210,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     name = "evaluation" if arguments.split == "test" else f"evaluation-{arguments.split}"
     output: Path = arguments.output or run.folder / name
     check_output(output, ours=arguments.output is None)
+    recover(output)
     if arguments.split not in corpus.splits:
         raise UserError(f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
 
@@ -229,6 +255,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "updates": updates_of(state),
         "training_status": record.get("status"),
         "training_seconds": record.get("seconds"),
+        "checkpoint_seconds": seconds_until(run, updates_of(state)),
         "training_command": record.get("command"),
         "training_commit": record.get("commit"),
         "corpus_fingerprint": corpus.fingerprint,
@@ -240,7 +267,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     }
     table = found.table(scores)
     output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new."))
+    building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new.{os.getpid()}."))
     try:
         building.chmod(0o755)
         draw_training(building, run)
@@ -370,8 +397,12 @@ def check_output(output: Path, *, ours: bool) -> None:
     """Refuse an --output folder that holds something else than an evaluation, or that cannot be written."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file is in the way; give another folder with --output")
-    if not ours and output.is_dir() and any(output.iterdir()) and not (output / "scores.json").is_file():
-        raise UserError(f"--output {output}: holds other things than an evaluation; give a new or empty folder")
+    if not ours and output.is_dir():
+        others = sorted(path.name for path in output.iterdir() if not WRITTEN.fullmatch(path.name))
+        if others:
+            raise UserError(
+                f"--output {output}: holds other things than an evaluation ({others[0]}); give a new or empty folder"
+            )
     parent = output.parent
     while not parent.exists():
         parent = parent.parent
@@ -383,6 +414,12 @@ def updates_of(state: dict[str, Any]) -> int | None:
     """Updates that the checkpoint has seen; None if it does not say."""
     history = state.get("optimizer_history") or [{}]
     return history[-1].get("num_updates")
+
+
+def seconds_until(run: Run, updates: int | None) -> float | None:
+    """Seconds of training that the first `updates` took; None if the run does not say."""
+    known = [r["seconds"] for r in run.progress() if r.get("updates") == updates and r.get("seconds") is not None]
+    return min(known, default=None)
 
 
 def draw_training(folder: Path, run: Run) -> None:

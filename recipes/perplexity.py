@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from fairseq_host.errors import UserError
 from recipes import scoring
 
 
@@ -32,10 +33,16 @@ def measure(
     """
     task.load_dataset(split)
     dataset = task.dataset(split)
+    longest, most = int(dataset.sizes.max()), int(model.max_positions())
+    if longest > most:
+        raise UserError(
+            f"{split}: a sentence has {longest:,} sub-words, the model was trained on at most {most:,}; train it with "
+            "a larger --tokens-per-sample, or with --sample-break-mode none, which cuts"
+        )
     batches = task.get_batch_iterator(
         dataset=dataset,
-        max_tokens=max(max_tokens, int(dataset.sizes.max())),
-        max_positions=(model.max_positions(),),
+        max_tokens=max(max_tokens, longest),
+        max_positions=(most,),
         ignore_invalid_inputs=False,
         required_batch_size_multiple=1,
     ).next_epoch_itr(shuffle=False)

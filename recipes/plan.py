@@ -21,6 +21,9 @@ DEFAULTS: Options = {
     "skip-invalid-size-inputs-valid-test": True,
 }
 
+# One of them at a time: fairseq would let --fp16 win over a file's bf16, without the scaling of losses it needs.
+PRECISIONS = ("fp16", "bf16", "amp", "memory-efficient-fp16", "memory-efficient-bf16")
+
 # Schedules of the learning rate that run over max-update: with another one the training is another one.
 SCHEDULES_OVER_MAX_UPDATE = ("cosine", "polynomial_decay", "tri_stage", "step")
 
@@ -109,14 +112,33 @@ def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence
     from_file = options.normalised(model.options("train", corpus.name))
     options.refuse_reserved(from_file, f"in {model.path}")
     from_user = options.from_command_line(extra)
+    if "minutes" in from_user:
+        raise UserError("--minutes (after --) is an option of recipes/train.sh itself: put it before the --")
     if device == "cpu" and from_file.get("bf16") and "bf16" not in from_user and not cpu_computes_bf16():
         print("note: this CPU has no bfloat16 matrix products: training in float32 (-- --bf16 would insist)")
         del from_file["bf16"]
     options.refuse_reserved(from_user, "after --")
+    for name, value in from_user.items():
+        if from_file.get(name) is True and str(value).lower() == "false":
+            from_user[name] = False  # a flag of the file, switched off
+    if any(from_user.get(name) for name in PRECISIONS):
+        from_file = {name: value for name, value in from_file.items() if name not in PRECISIONS}
     merged = DEFAULTS | from_file | from_user
     if "batch-size" in from_user and "max-tokens" not in from_user:
         merged["max-tokens"] = None
     return {name: value for name, value in merged.items() if value is not None and value is not False}
+
+
+def check_limits(limits: Options) -> None:
+    """Raise a UserError for a limit that is no number above 0; to fairseq, 0 would mean that there is none."""
+    for name, value in limits.items():
+        kind = "a number above 0" if name == "minutes" else "a whole number of at least 1"
+        try:
+            number = float(value) if name == "minutes" else int(str(value))
+        except (TypeError, ValueError):
+            number = 0
+        if isinstance(value, bool) or not 0 < number < 1e9:
+            raise UserError(f"--{name} must be {kind}, but is {value}")
 
 
 def cpu_computes_bf16() -> bool:
@@ -171,8 +193,7 @@ def threads_for(processes: int) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, runs.cores() // processes)
 
 
 def count_parameters(arguments: Sequence[str]) -> int:

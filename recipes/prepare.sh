@@ -3,16 +3,6 @@
 # (--help lists them). Uses the Python of the checkout's .venv, else $PYTHON, else python3.
 set -euo pipefail
 
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
-python="$root/.venv/bin/python"
-[[ -x $python ]] || python="${PYTHON:-python3}"
-# Modules are looked for in the checkout, and not in the folder that this is called from.
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
-needed='import importlib.util as u, sys
-sys.exit(sys.version_info < (3, 11) or not all(map(u.find_spec, ("yaml", "sentencepiece", "fairseq"))))'
-if ! "$python" -c "$needed" 2>/dev/null; then
-    echo "error: $python lacks what this needs (Python 3.11 and the packages); make quickstart installs it into .venv," \
-        "or set PYTHON to the Python of an environment that has it" >&2
-    exit 1
-fi
+# shellcheck source=recipes/environment.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 exec "$python" -m recipes.prepare "$@"

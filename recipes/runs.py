@@ -83,6 +83,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or folder}: {error.strerror}; {remedy}") from None
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def writable(folder: Path) -> bool:
     """Whether a file can be made in `folder`: tried, since permissions do not tell of read-only disks."""
     try:
@@ -390,7 +395,8 @@ def _holders(lock: Path) -> dict[int, set[str]]:
     """Other processes that have the file `lock` open, with the numbers of their file descriptors."""
     place = str(lock.resolve())
     found: dict[int, set[str]] = {}
-    for process in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    processes = os.listdir("/proc") if sys.platform == "linux" else []
+    for process in (int(name) for name in processes if name.isdigit()):
         if process == os.getpid():
             continue
         with contextlib.suppress(OSError):  # it has ended, or is another user's

@@ -57,6 +57,8 @@ def facts(scores: Mapping[str, Any]) -> list[str]:
     }
     if scores.get("training_seconds"):
         rows["training"] = f"{scores['training_seconds'] / 60:.1f} minutes"
+        if scores.get("checkpoint_seconds"):
+            rows["training"] += f", of which {scores['checkpoint_seconds'] / 60:.1f} to this checkpoint"
     if translated:
         rows["search"] = f"beam {scores['beam']}, length penalty {scores['lenpen']:g}"
     speed = f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"

@@ -15,7 +15,7 @@ from typing import IO, Any
 from fairseq_host import errors
 from fairseq_host.errors import UserError
 from recipes import declarative, launch, options, runs
-from recipes.plan import Plan, count_parameters, differences, merged_options, place, shown, threads_for
+from recipes.plan import Plan, check_limits, count_parameters, differences, merged_options, place, shown, threads_for
 from recipes.progress import Progress, parse, parse_parameters
 from recipes.runs import Run
 
@@ -75,6 +75,7 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
         raise UserError(f"{corpus.alone}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
     run = Run(arguments.runs / corpus.name / model.name)
     plan = Plan(model, corpus, run, merged, device, processes, arguments.seed)
+    check_limits(plan.limits)
     if not plan.limits:
         raise UserError(f"nothing would end this training: give --minutes, or max-epoch or max-update in {model.path}")
     return plan
@@ -92,6 +93,8 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
     run.create()
     with run.lock() as lock:
         if arguments.force:
+            if run.has_checkpoint():
+                count_parameters(plan.arguments())  # what is wrong with the options is told before anything is lost
             run.clear()
         record = run.record() if run.has_checkpoint() else None
         if run.has_checkpoint():

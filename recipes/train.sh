@@ -2,8 +2,6 @@
 # Train MODEL on CORPUS, or resume: recipes/train.sh CORPUS MODEL [options] (--help lists them).
 set -euo pipefail
 
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
-python="$root/.venv/bin/python"
-[[ -x $python ]] || python="${PYTHON:-python3}"
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+# shellcheck source=recipes/environment.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 exec "$python" -m recipes.train "$@"

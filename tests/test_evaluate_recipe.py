@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -492,3 +493,28 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     evaluate.replace_folder(tmp_path / "new", tmp_path / "final")
     assert files(tmp_path) == {"final/new": b""}
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_other_files_beside_an_evaluation_are_not_ours_to_delete(
+    copied: Path, data: Path, mini: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "scores.json").write_text("{}")
+    (output / "thesis.tex").write_text("years of work")
+    done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", "--output", output)
+    refused(done, "--output", "thesis.tex")
+    assert (output / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_a_killed_evaluation_left_is_put_back_or_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    old, new = tmp_path / f".evaluation.old.{gone.pid}.x", tmp_path / f".evaluation.new.{gone.pid}.x"
+    running = tmp_path / f".evaluation.new.{os.getpid()}.x"
+    for folder in (old / "old", new, running):
+        folder.mkdir(parents=True)
+    (old / "old" / "scores.json").write_text("{}")
+    evaluate.recover(tmp_path / "evaluation")
+    assert (tmp_path / "evaluation" / "scores.json").read_text() == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["evaluation", running.name])

@@ -140,3 +140,15 @@ def test_a_corpus_of_an_earlier_version_is_refused(language_model: Path, data: P
     call = ["toy", language_model / "lm.yaml", "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--cpu"]
     refused(recipe("train", *call), "bin/en: missing", "recipes/prepare.sh")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sentence_longer_than_the_samples_is_refused(language_model: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("data", "runs"):
+        shutil.copytree(data if name == "data" else language_model / "runs", tmp_path / name)
+    checkpoint = tmp_path / "runs/toy/lm/checkpoints/checkpoint_best.pt"
+    state = checkpoints.load(checkpoint)
+    state["cfg"]["task"]["tokens_per_sample"] = state["cfg"]["model"]["tokens_per_sample"] = 6
+    state["cfg"]["model"]["max_target_positions"] = 6
+    torch.save(state, checkpoint)
+    call = ["toy", language_model / "lm.yaml", "--data", data, "--runs", tmp_path / "runs", "--cpu"]
+    refused(recipe("evaluate", *call), "sub-words", "at most 6", "--tokens-per-sample")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fairseq_host.errors import UserError
 from recipes import declarative, plan
 
 
@@ -26,3 +27,31 @@ def test_bf16_of_a_model_file_is_for_cpus_that_compute_it(
     merged = plan.merged_options(model, corpus, after, device=device)
     assert merged.get("bf16", False) is expected
     assert ("training in float32" in capsys.readouterr().out) is not expected
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (["--fp16"], {"fp16": True}),
+        (["--amp"], {"amp": True}),
+        (["--bf16"], {"bf16": True}),
+        (["--bf16", "False"], {}),
+        (["--bf16=false"], {}),
+        ([], {"bf16": True}),
+    ],
+)
+def test_the_command_line_has_the_last_word_about_precision(
+    after: list[str], expected: dict[str, bool], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(plan, "cpu_computes_bf16", lambda: True)
+    corpus: Any = SimpleNamespace(name="toy")
+    merged = plan.merged_options(declarative.load_model("pervasive_small"), corpus, after, device="cpu")
+    assert {name: merged[name] for name in plan.PRECISIONS if name in merged} == expected
+
+
+@pytest.mark.parametrize("limits", [{"minutes": 0}, {"minutes": "x"}, {"minutes": True}, {"max-epoch": -1},
+                                    {"max-update": "0"}, {"patience": 1.5}, {"max-epoch": float("inf")}])  # fmt: skip
+def test_a_limit_must_be_one(limits: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"--{next(iter(limits))} must be a .*number"):
+        plan.check_limits(limits)
+    plan.check_limits({"minutes": 0.5, "max-epoch": "3", "max-update": 7, "patience": 1})

@@ -682,31 +682,13 @@ def test_a_corpus_survives_a_rebuild_that_fails(work: Path, prepared: Path) -> N
     assert tree(work) == before
 
 
-def test_python_without_the_packages(work: Path) -> None:
-    """The script alone, away from the checkout and its .venv."""
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])
+def test_python_without_the_packages(name: str, work: Path) -> None:
+    """The scripts alone, away from the checkout and its .venv."""
     (work / "recipes").mkdir()
-    script = work / "recipes" / "prepare.sh"
-    script.write_bytes(SCRIPT.read_bytes())
+    for file in (f"{name}.sh", "environment.sh"):
+        (work / "recipes" / file).write_bytes((SCRIPT.parent / file).read_bytes())
     variables = environment() | {"PYTHON": "/nowhere/python"}
-    done = subprocess.run(["bash", str(script)], env=variables, capture_output=True, text=True, timeout=60)
+    command = ["bash", str(work / "recipes" / f"{name}.sh")]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     refused(done, ["/nowhere/python lacks", "make quickstart", "set PYTHON"])
-
-
-@pytest.fixture
-def torch_is_out_of_reach(tmp_path: Path) -> str:
-    """A folder for PYTHONPATH in which `import torch` fails."""
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "torch.py").write_text("raise ImportError('torch is not to be imported here')")
-    return str(tmp_path / "without")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], TEXT])
-def test_help_and_checks_do_without_torch(work: Path, torch_is_out_of_reach: str, arguments: list[str]) -> None:
-    command = [str(SCRIPT), *arguments, "--data", "/proc/nowhere"]
-    variables = environment() | {"PYTHONPATH": torch_is_out_of_reach}
-    done = subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True, timeout=60)
-    if "--help" in arguments:
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "multi30k.de-en" in done.stdout
-    else:
-        refused(done, ["/proc/nowhere"])

@@ -313,6 +313,14 @@ def test_another_corpus_is_refused_for_an_existing_run(copied: Path, data: Path,
     assert files(copied) == before
 
 
+def test_force_with_wrong_options_removes_nothing(copied: Path, data: Path, mini: Path) -> None:
+    before = files(copied)
+    call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--force", "--"]
+    refused(recipe("train", *call, "--encoder-embed-dimm", "64"), "--encoder-embed-dimm")
+    refused(recipe("train", *call, "--encoder-attention-heads", "5"), "cannot be built")
+    assert files(copied) == before
+
+
 def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Path, mini: Path) -> None:
     (copied / "toy/mini/evaluation").mkdir()
     (copied / "toy/mini/evaluation/scores.json").write_text("{}")
@@ -359,6 +367,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "processes and GPUs": (["toy", "{mini}", "--processes", "2", "--gpus", "2"], ["--processes", "--gpus"]),
     "option of the recipe": (["toy", "{mini}", "--", "--save-dir", "/tmp/x"], ["--save-dir", "--runs"]),
     "seed after --": (["toy", "{mini}", "--", "--seed", "3"], ["--seed", "before the --"]),
+    "minutes after --": (["toy", "{mini}", "--", "--minutes", "5"], ["--minutes", "before the --"]),
+    "force after --": (["toy", "{mini}", "--", "--force"], ["--force", "before the --"]),
+    "no epochs": (["toy", "{mini}", "--", "--max-epoch", "0"], ["--max-epoch", "at least 1", "0"]),
+    "updates as text": (["toy", "{mini}", "--", "--max-update", "many"], ["--max-update", "at least 1", "many"]),
+    "patience without number": (["toy", "{mini}", "--", "--patience"], ["--patience", "at least 1"]),
     "value without option": (["toy", "{mini}", "--", "0.1"], ["'0.1'", "--lr"]),
     "runs is a file": (["toy", "{mini}", "--runs", "{mini}"], ["{mini}", "--runs"]),
     "runs is not writable": (["toy", "{mini}", "--runs", "/proc/nowhere"], ["/proc/nowhere", "--runs"]),
