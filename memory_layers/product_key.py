@@ -25,7 +25,11 @@ QUERY_NORMS = ("batch", "layer", "none")
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch norm over tokens (T, features) that also takes fewer than two of them, by its running statistics."""
+    """Batch norm over tokens (T, features) that also takes fewer than two of them, by its running statistics.
+
+    It computes in float32 (float64 in float64) and keeps the running statistics so in a module of half precision:
+    rounded there after every batch they would fall short.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
@@ -36,11 +40,22 @@ class TokenBatchNorm(nn.BatchNorm1d):
         # A state dict that says no version is not one of before there was a count: none is to be added.
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *args)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, value in self.named_buffers():
+            wide = torch.promote_types(value.dtype, torch.float32)
+            if value.dtype != wide:
+                setattr(self, name, before[name].to(value.device, wide))
+        return self
+
     def forward(self, input: Tensor) -> Tensor:
         """(T, features) → (T, features)."""
-        if self.training and input.size(0) < 2:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
+        assert self.running_mean is not None
+        x, weight, bias = (value.to(self.running_mean.dtype) for value in (input, self.weight, self.bias))
+        own = self.training and len(input) >= 2  # the batch's statistics
+        y = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, own, self.momentum or 0.0, self.eps)
+        return y.to(input.dtype)
 
 
 def query_network(*, input_dim: int, hidden_dims: Sequence[int], output_dim: int, norm: str) -> nn.Sequential:

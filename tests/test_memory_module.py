@@ -1,5 +1,6 @@
 """memory_layers.product_key: the modules against plain formulas, and their invariants; slot usage."""
 
+import copy
 import itertools
 import math
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory
+from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory, TokenBatchNorm
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
 
@@ -139,6 +140,37 @@ def test_batch_norm_is_over_the_tokens(make):
     plain = memory.query[0](x)
     expected = (plain - plain.mean(0)) / (plain.var(0, unbiased=False) + 1e-5).sqrt()
     torch.testing.assert_close(queries, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_running_statistics_stay_float32_in_half_precision(dtype):
+    """Against float64 over 300 batches, saved, loaded, copied and moved on the way."""
+    draw = torch.Generator().manual_seed(1)
+    norm = TokenBatchNorm(8).to(dtype)
+    mean, variance = torch.zeros(8).double(), torch.ones(8).double()
+    for batch in range(300):
+        x = (3 * torch.randn(20, 8, generator=draw) + 1).to(dtype)
+        y = norm(x)
+        assert y.dtype == dtype
+        assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
+        mean += 0.1 * (x.double().mean(0) - mean)
+        variance += 0.1 * (x.double().var(0) - variance)
+        if batch % 100 == 50:
+            loaded = TokenBatchNorm(8).to(dtype)
+            loaded.load_state_dict(norm.state_dict())
+            for again in (loaded, copy.deepcopy(norm), copy.deepcopy(norm).to(dtype), copy.deepcopy(norm).cpu()):
+                for name, value in norm.state_dict().items():
+                    assert torch.equal(again.state_dict()[name], value)
+                    assert again.state_dict()[name].dtype == value.dtype
+            norm = loaded
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-5, atol=0)
+    expected = (x.double() - x.double().mean(0)) / (x.double().var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(y, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+    expected = (x.double() - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(norm.eval()(x), expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+    assert norm.double().running_var.dtype == torch.float64
+    assert norm.bfloat16().float().running_var.dtype == torch.float32
 
 
 @pytest.mark.parametrize("count", [0, 1])
