@@ -133,8 +133,12 @@ class ValueTable(nn.Module):
         return self._collecting(output, slots.flatten(1), weights.flatten(1)), weights, slots
 
     def take_pending(self) -> RowGradients:
-        """The row gradients since the last call, as one triple (of no tokens if there were none)."""
-        parts, self.pending = self.pending, []
+        """The row gradients since the last call, as one triple (of no tokens if there were none).
+
+        A triple whose gradient is zero throughout is left out, that its rows may stand still: it is of a batch that is
+        ignored, which fairseq gives to a process that has none left, and multiplies the loss by zero.
+        """
+        parts, self.pending = [part for part in self.pending if part.grad.any()], []
         if parts:
             return RowGradients.concatenated(parts)
         slots = torch.empty(0, 1, dtype=torch.int64, device=self.weight.device)
@@ -255,7 +259,8 @@ class _ShardedBag(torch.autograd.Function):
         own = [len(grad)] * table.shards
         columns = torch.cat(grad.chunk(table.shards, dim=1))  # (shards · T, V / shards): its columns to each process
         columns = table.exchange.all_to_all(columns, own, ctx.tokens)  # (sum of T_r, V / shards)
-        table._append(columns, slots, weights)
+        for part in zip(*(rows.split(ctx.tokens) for rows in (columns, slots, weights)), strict=True):
+            table._append(*part)  # a process's tokens
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         partial = ops.weighted_bag_weights_backward(columns, table.weight, slots)  # (sum of T_r, bag)

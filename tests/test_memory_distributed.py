@@ -12,12 +12,13 @@ from fairseq_host import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 BAG, DIM = 2 * 4, 16
+UPDATES = 9  # in the seventh, an epoch's last, two processes share a single batch
 MEMORY = [
     *("--user-dir", ROOT / "memory_layers", "--arch", "memory_transformer_small", "--optimizer", "product_key_adam"),
     # A norm over single tokens: batch norm's running statistics are each process's own.
     *("--memory-keys", 16, "--memory-key-dim", 8, "--memory-topk", 4, "--memory-heads", 2, "--memory-query-norm"),
     *("layer", "--memory-encoder-layers", 1, "--memory-decoder-layers", 1, "--memory-share-table"),
-    *("--clip-norm", 0.5, "--max-update", 6, "--save-interval-updates", 3),
+    *("--clip-norm", 0.5, "--max-update", UPDATES, "--save-interval-updates", 3),
 ]  # fmt: skip
 TABLE = "decoder.layers.0.memory.table.weight"
 
@@ -51,7 +52,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> di
 def model_and_rows(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     state = checkpoints.load(folder / "checkpoint_last.pt")
     tables = state["last_optimizer_state"]["tables"]
-    assert tables["steps"] == 6
+    assert tables["steps"] == UPDATES
     (rows,) = tables["tables"]
     return state["model"], rows
 
@@ -71,7 +72,7 @@ def test_replicated_equals_one_process_to_the_bit(trainings: dict[str, tuple[Pat
 def test_sharded_equals_one_process_to_rounding(trainings: dict[str, tuple[Path, str]]) -> None:
     for name in ("loss", "gnorm"):
         losses = [logged(trainings[kind][1], name) for kind in ("one", "sharded")]
-        assert len(losses[0]) == 6
+        assert len(losses[0]) == UPDATES
         assert losses[0] == pytest.approx(losses[1], abs=2e-3)
     for one, two in zip(*(model_and_rows(trainings[name][0]) for name in ("one", "sharded")), strict=True):
         assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
@@ -89,14 +90,16 @@ def test_what_is_exchanged_is_logged_and_grows_with_the_tokens(trainings: dict[s
     """Each real token is sent once a memory: its gradient (float32), its slots (int32) and their weights (float32)."""
     assert not logged(trainings["one"][1], "memory_kb_received")
     received = logged(trainings["replicated"][1], "memory_kb_received")
-    assert len(received) == 6
+    assert len(received) == UPDATES
     bytes_a_token = 4 * DIM + (4 + 4) * BAG
     targets = logged(trainings["replicated"][1], "wpb")
     for kilobytes, words in zip(received, targets, strict=True):
         tokens = 1000 * kilobytes / bytes_a_token
         assert tokens == pytest.approx(round(tokens), abs=0.01)  # whole tokens, whatever the table's size
-        assert words / 2 < tokens < 2 * words  # source and target of one of two processes
-    assert len(logged(trainings["sharded"][1], "memory_kb_received")) == 6
+        assert words <= tokens <= 2 * words  # source and target, alike in length, of one of two processes
+    alone = UPDATES - 3  # one process has nothing then
+    assert received[alone] * 1000 == 2 * targets[alone] * bytes_a_token
+    assert len(logged(trainings["sharded"][1], "memory_kb_received")) == UPDATES
 
 
 def test_a_sharded_training_resumes_exactly(

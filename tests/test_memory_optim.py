@@ -60,7 +60,7 @@ def test_the_triple_is_the_gradient(tokens: int, bag: int) -> None:
         torch.testing.assert_close(weights.grad, others.grad)
     assert table.weight.grad is None
     rows = table.take_pending()
-    assert rows.slots.shape == rows.weights.shape == (2 * tokens, bag + 2)
+    assert rows.slots.shape == rows.weights.shape == (2 * tokens, bag + 2 if tokens else 1)
     torch.testing.assert_close(dense(rows, 11), twin.weight.grad.to_dense())
     assert len(table.take_pending().grad) == 0
 
@@ -281,6 +281,32 @@ def test_an_update_forgets_what_it_used() -> None:
         optimizer.step()
         assert torch.equal(values, before) == forget
         assert not model.memory.table.pending
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan")])
+def test_a_batch_that_is_ignored_moves_no_row(factor: float) -> None:
+    """fairseq multiplies its loss by zero. Moments and weight decay would move its rows; what is not finite must."""
+    model = Model()
+    optimizer = fairseq_optimizer(model, memory_weight_decay=0.1)
+    values = model.memory.table.weight
+    for scale in (1.0, factor):
+        optimizer.zero_grad()
+        before = values.clone()
+        torch.manual_seed(1)
+        (model(torch.randn(9, 6)).square().sum() * scale).backward()
+        optimizer.all_reduce_grads(model)
+        optimizer.step()
+        assert torch.equal(values, before) == (scale == 0)
+    assert values.isfinite().all() == (factor == 0)
+
+
+def test_a_batch_that_is_ignored_adds_nothing_to_others() -> None:
+    table, _ = table_and_twin()
+    slots, weights = draw(4, 2, 11)
+    table.bag(slots, weights).sum().backward()
+    (table.bag(slots.flip(0), weights).sum() * 0).backward()
+    rows = table.take_pending()
+    assert torch.equal(rows.slots, slots)
 
 
 def test_the_memorys_learning_rate_is_its_own() -> None:
