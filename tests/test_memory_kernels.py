@@ -68,10 +68,11 @@ def assert_selects(half_scores, k):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_thousand_selections_are_brute_force(kind, dtype):
-    """500 rows of each kind and number format."""
+def test_ten_thousand_selections_are_brute_force(threads, kind, dtype):
+    """500 rows of each kind and number format, every fourth time on two threads."""
     draw, sizes = generator(KINDS.index(kind)), random.Random(kind)
-    for _ in range(25):
+    for call in range(25):
+        threads(2 if call % 4 == 0 else 1)
         n = sizes.choice((1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33, 40, 47, 48, 64))
         k = sizes.choice((1, n, sizes.randint(1, n)))
         assert_selects(hard_rows(kind, (4, 5, 2, n), draw, dtype), k)
@@ -322,9 +323,15 @@ def test_slots_out_of_range(wrong):
 
 
 def every_operator(dtype):
-    """What all operators compute, of sizes that several threads share."""
+    """What all operators compute, of sizes that several threads share, and of few tokens and one head."""
     results = []
-    for case in ((300, 2, 40, 16, 24, 70), (70, 1, 64, 8, 32, 16), (9, 4, 24, 24, 64, 40)):
+    for case in (
+        (300, 2, 40, 16, 24, 70),
+        (70, 1, 64, 8, 32, 16),
+        (9, 4, 24, 24, 64, 40),
+        (7, 1, 64, 8, 64, 16),  # two matrix products, whose bits depend on PyTorch's threads
+        (7, 1, 24, 24, 64, 16),
+    ):
         queries, sub_keys, values, grad, *_ = inputs(case, dtype)
         n, k = case[2:4]
         output, weights, slots = kernels.product_key_memory(queries, sub_keys, values, k)

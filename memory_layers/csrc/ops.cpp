@@ -195,11 +195,15 @@ std::tuple<Tensor, Tensor> lookup(const char* op, const Tensor& queries, const T
   // 16 to 128 tokens, 512 KiB of scores. A matrix product's bits may depend on its size, so this may not depend on the
   // number of threads.
   const int64_t most = std::clamp<int64_t>((1 << 16) / n, 16, 128);
-  const int64_t block = std::clamp<int64_t>(ceil_div(tokens * heads, 32), 16, most), blocks = ceil_div(tokens, block);
+  const int64_t block = std::clamp<int64_t>(ceil_div(tokens * heads, 32), 16, most);
+  const int64_t tasks = ceil_div(tokens, block) * heads;
   dispatch_wide(type, [&](auto value) {
     using A = decltype(value);
     const auto& loops = kernels<A>(level());
-    at::parallel_for(0, blocks * heads, 1, [&](int64_t begin, int64_t end) {
+    // A single task would run outside a parallel region, its matrix products on all threads: there are at least two.
+    at::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
+      if (begin >= tasks) return;
+      end = std::min(end, tasks);
       // Other threads do not know that gradients are dealt with already.
       const at::AutoDispatchBelowADInplaceOrView guard;
       const SelectScratch<A> scratch(n, k);
