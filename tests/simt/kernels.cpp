@@ -173,7 +173,8 @@ const char* simt_adam(int64_t seed, int format, Pairs pairs, Tensor values, Tens
       Resident<A> m(exp_avg), v(exp_avg_sq), copy(master);
       launch(in.task,
              Adam<S>{table, m, v, copy, master.data != nullptr, static_cast<A>(scale), static_cast<A>(beta1),
-                     static_cast<A>(beta2), static_cast<A>(eps), static_cast<A>(decay), static_cast<A>(step_size)},
+                     static_cast<A>(beta2), static_cast<A>(eps), static_cast<A>(1 - beta1), static_cast<A>(1 - beta2),
+                     static_cast<A>(decay), static_cast<A>(step_size)},
              nullptr);
     });
   });

@@ -353,8 +353,8 @@ void rows_adam_(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_a
     checked_launch(factors.pairs<A>(),
                    Adam<S>{mutable_data<S>(values), mutable_data<A>(exp_avg), mutable_data<A>(exp_avg_sq),
                            master ? mutable_data<A>(*master) : nullptr, master.has_value(), number(scale),
-                           number(beta1), number(beta2), number(eps), number(1 - lr * weight_decay),
-                           number(step_size)});
+                           number(beta1), number(beta2), number(eps), number(1 - beta1), number(1 - beta2),
+                           number(1 - lr * weight_decay), number(step_size)});
   });
 }
 

@@ -109,8 +109,8 @@ struct AdamOnRow {
 #pragma unroll
     for (int w = 0; w < W; ++w) {
       const A g = grad[w] * task.scale;
-      m.value[w] = task.beta1 * m.value[w] + (1 - task.beta1) * g;
-      v.value[w] = task.beta2 * v.value[w] + (1 - task.beta2) * g * g;
+      m.value[w] = task.beta1 * m.value[w] + task.rest1 * g;
+      v.value[w] = task.beta2 * v.value[w] + task.rest2 * g * g;
       if constexpr (!kMaster) wide.value[w] = widen(value.value[w]);
       wide.value[w] = wide.value[w] * task.decay - task.step_size * m.value[w] / (std::sqrt(v.value[w]) + task.eps);
       narrow(value.value[w], wide.value[w]);

@@ -106,8 +106,9 @@ struct Adam {
   Global<Wide<S>> exp_avg, exp_avg_sq, master;  // (n_slots, V)
   bool has_master;
   Wide<S> scale, beta1, beta2, eps;
-  Wide<S> decay;      // 1 - lr·weight_decay
-  Wide<S> step_size;  // lr with the bias corrections
+  Wide<S> rest1, rest2;  // 1 - beta, rounded once
+  Wide<S> decay;         // 1 - lr·weight_decay
+  Wide<S> step_size;     // lr with the bias corrections
 };
 
 }  // namespace memory_layers::cuda
