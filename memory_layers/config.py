@@ -10,6 +10,7 @@ from typing import Any, Optional
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+from torch import Tensor
 
 from fairseq_host.errors import UserError
 from memory_layers import ops
@@ -137,6 +138,8 @@ def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder
         UserError: a layer that does not exist, or is named twice.
     """
     if options.memory_encoder_layers is None and options.memory_decoder_layers is None:
+        if decoder_layers < 1:
+            raise UserError(f"--decoder-layers must be at least 1 for a memory in the middle, given {decoder_layers}")
         return {"encoder": [], "decoder": [decoder_layers // 2 + 1]}
     return {
         "encoder": _layers("--memory-encoder-layers", options.memory_encoder_layers, encoder_layers),
@@ -164,6 +167,17 @@ def numbers(flag: str, text: str | None) -> list[int]:
         raise UserError(f"{flag} must be whole numbers separated by commas, given {text!r}") from None
 
 
+def check_backend(values: Tensor) -> None:
+    """Raise UserError where the kernels that --memory-backend asks for do not take a table's values."""
+    try:
+        ops.check_backend(values)
+    except TypeError as error:
+        overrides = "{'memory_backend': 'auto'}"
+        raise UserError(
+            f'--memory-backend {ops.backend()}: {error} (of a checkpoint: --model-overrides "{overrides}")'
+        ) from error
+
+
 def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = False) -> None:
     """Raise UserError, naming option and rule, unless the memories can be built; nothing is allocated before.
 
@@ -180,7 +194,8 @@ def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = F
         value = getattr(options, option)
         must(value is None or value >= 1, option, "at least 1")
     most = options.memory_keys**2 if options.memory_flat else options.memory_keys
-    must(options.memory_topk <= most, "memory_topk", f"at most --memory-keys ({options.memory_keys})")
+    limit = "the square of --memory-keys" if options.memory_flat else "--memory-keys"
+    must(options.memory_topk <= most, "memory_topk", f"at most {limit} ({most})")
     must(options.memory_flat or options.memory_key_dim % 2 == 0, "memory_key_dim", "even: a query is split in halves")
     hidden = numbers("--memory-query-hidden", options.memory_query_hidden)
     must(all(width >= 1 for width in hidden), "memory_query_hidden", "widths of at least 1")
@@ -205,6 +220,11 @@ def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = F
             "--eval-bleu does not work with --memory-sharded: the processes decode for different times; "
             "leave one of them out"
         )
+    kernels = ops.KERNELS.get(str(options.memory_backend))
+    if kernels is not None and not options.memory_flat:
+        for option, most in (("memory_keys", kernels.n), ("memory_topk", kernels.k)):
+            rule = f"at most {most} with --memory-backend {options.memory_backend}"
+            must(getattr(options, option) <= most, option, rule)
     try:
         ops.use(options.memory_backend)
     except RuntimeError as error:

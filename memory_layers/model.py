@@ -26,6 +26,7 @@ from memory_layers.config import (
     EncoderMemoryOptions,
     MemoryTransformerLMConfig,
     check,
+    check_backend,
     memory_layers_of,
     numbers,
     options_of,
@@ -80,8 +81,10 @@ class MemoryReader:
         """The output of the feed-forward becomes the memory's, or their sum: (T, B, C).
 
         Raises:
-            UserError: decoding step by step with a table that is sharded over processes.
+            UserError: decoding step by step with a table that is sharded over processes, or values that the kernels
+                which were asked for do not take.
         """
+        check_backend(self.memory.table.weight)
         x, self.x = self.x, None
         assert x is not None
         if self.generating and self.memory.table.sharded:
@@ -111,7 +114,7 @@ class MemoryReader:
             usage = records[self.name] = self.memory.new_usage()
             metrics.log_derived(f"memory_used_{self.name}", lambda _: round(_of_all_processes(usage).share(), 5))
             metrics.log_derived(f"memory_kl_{self.name}", lambda _: round(_of_all_processes(usage).kl(), 4))
-        return records[self.name]
+        return records[self.name] if self.memory.counts else None
 
 
 def _of_all_processes(usage: SlotUsage) -> SlotUsage:

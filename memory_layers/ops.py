@@ -9,7 +9,7 @@ The results of the kernels do not depend on the number of threads, bit for bit.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,19 @@ from memory_layers import reference
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "cpu", "cuda", "torch")
-# What the kernels take; all else goes to the plain definitions.
-KERNEL_DTYPES = {
-    "cpu": (torch.float32, torch.float64, torch.bfloat16),
-    "cuda": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+
+
+class Kernels(NamedTuple):
+    """What a device's kernels take, float64 not together with another format; all else goes to the definitions."""
+
+    dtypes: tuple[torch.dtype, ...]
+    k: int  # at most
+    n: int  # at most: sub-keys a half
+
+
+KERNELS = {
+    "cpu": Kernels((torch.float32, torch.float64, torch.bfloat16), k=46340, n=46340),  # slots numbered in 31 bits
+    "cuda": Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), k=128, n=4096),
 }
 MISSING = (
     "memory_layers has no {backend} kernels here: install the package with a C++ compiler{nvcc} at hand "
@@ -102,17 +111,34 @@ def use(backend: str) -> None:
     _backend = backend
 
 
-def _choose(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """The operator, or its plain definition where that is to run on ``tensors`` instead."""
+def _take(device: str, tensors: tuple[Tensor, ...], k: int, n: int) -> bool:
+    kernels = KERNELS.get(device)
+    return (
+        kernels is not None
+        and all(x.dtype in kernels.dtypes and x.device.type == device for x in tensors)
+        and len({x.dtype == torch.float64 for x in tensors}) == 1
+        and k <= kernels.k
+        and n <= kernels.n
+    )
+
+
+def check_backend(*tensors: Tensor, k: int = 0, n: int = 0) -> None:
+    """Raise TypeError where kernels were asked for that do not take these tensors, k slots or n sub-keys."""
+    if _backend not in KERNELS or _take(_backend, tensors, k, n):
+        return
+    dtypes, most_k, most_n = KERNELS[_backend]
+    given = ", ".join(f"{x.dtype} on {x.device}" for x in tensors) + (f", k = {k} and n = {n}" if k else "")
+    raise TypeError(
+        f"the {_backend} kernels take {', '.join(map(str, dtypes))} on {_backend}, torch.float64 with no other, "
+        f"k up to {most_k} and n up to {most_n}, given {given}; choose the backend 'auto' or 'torch'"
+    )
+
+
+def _choose(name: str, *tensors: Tensor, k: int = 0, n: int = 0) -> Callable[..., Any]:
+    """The operator, or its plain definition where that is to run on ``tensors``, with k slots of n keys, instead."""
+    check_backend(*tensors, k=k, n=n)
     device = tensors[0].device.type
-    takes = all(x.dtype in KERNEL_DTYPES.get(device, ()) for x in tensors)
-    if _backend in ("cpu", "cuda") and not (takes and device == _backend):
-        given = ", ".join(f"{x.dtype} on {x.device}" for x in tensors)
-        raise TypeError(
-            f"the {_backend} kernels take {', '.join(map(str, KERNEL_DTYPES[_backend]))} on {_backend}, given {given}; "
-            "choose the backend 'auto' or 'torch'"
-        )
-    if _backend == "torch" or (not takes and _has_kernel(name, device)):
+    if _backend == "torch" or (not _take(device, tensors, k, n) and _has_kernel(name, device)):
         return getattr(reference, name)
     return getattr(_ops, name)
 
@@ -124,7 +150,7 @@ def product_key_select(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See :func:`memory_layers.reference.product_key_select`: (T, H, 2, N) → scores, slots (T, H, K)."""
     reference.check_select(half_scores, k)
     half_scores = half_scores.to(reference.accumulation(half_scores))
-    return _choose("product_key_select", half_scores)(half_scores, k)
+    return _choose("product_key_select", half_scores, k=k, n=half_scores.size(3))(half_scores, k)
 
 
 def product_key_topk(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +159,7 @@ def product_key_topk(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor,
     Differentiable in queries and sub_keys, deterministically.
     """
     reference.check_topk(queries, sub_keys, k)
-    return _choose("product_key_topk", queries, sub_keys)(queries, sub_keys, k)
+    return _choose("product_key_topk", queries, sub_keys, k=k, n=sub_keys.size(2))(queries, sub_keys, k)
 
 
 def weighted_bag(values: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
@@ -157,7 +183,8 @@ def product_key_memory(queries: Tensor, sub_keys: Tensor, values: Tensor, k: int
     :func:`product_key_topk` and :func:`weighted_bag` are, from the output and the weights.
     """
     reference.check_memory(queries, sub_keys, values, k)
-    return _choose("product_key_memory", queries, sub_keys, values)(queries, sub_keys, values, k)
+    run = _choose("product_key_memory", queries, sub_keys, values, k=k, n=sub_keys.size(2))
+    return run(queries, sub_keys, values, k)
 
 
 def rows_squared_norm(grad: Tensor, slots: Tensor, weights: Tensor, n_slots: int) -> Tensor:
@@ -189,6 +216,8 @@ def rows_adam_(
         run(
             values, exp_avg, exp_avg_sq, master, grad, slots, weights, scale, lr, beta1, beta2, eps, weight_decay, step
         )  # fmt: skip
+    # The kernels do not tell autograd that they write.
+    torch.autograd.graph.increment_version([x for x in (values, exp_avg, exp_avg_sq, master) if x is not None])
 
 
 # ---- definitions where there is no kernel ------------------------------------------------------------------

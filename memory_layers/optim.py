@@ -6,8 +6,10 @@ hold a table. :func:`install` hands the model to the optimizer once that is buil
 refuses to train a table with an optimizer that would leave it as it is.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +22,13 @@ from torch import Tensor, nn
 
 from fairseq_host.errors import UserError
 from memory_layers.capacity import check_room
+from memory_layers.config import check_backend
 from memory_layers.exchange import processes
+from memory_layers.product_key import Memory
 from memory_layers.row_adam import RowAdam
 from memory_layers.table import ValueTable
+
+logger = logging.getLogger(__name__)
 
 NAME = "product_key_adam"
 
@@ -69,10 +75,11 @@ class ProductKeyAdam(FairseqAdam):
         tables = tables_of(model)
         dense: dict[str, Any] = self.optimizer_config
         master = not (self.cfg.memory_efficient_fp16 or self.cfg.memory_efficient_bf16)
-        for table in tables:
-            halved = table.weight.dtype in (torch.float16, torch.bfloat16)
-            bytes_a_value = 8 + 4 * (master and halved)
-            check_room(bytes_a_value * table.weight.numel(), table.weight.device, f"the optimizer's state of {table}")
+        if tables:
+            values = tables[0].weight
+            bytes_a_value = 8 + 4 * (master and values.dtype in (torch.float16, torch.bfloat16))
+            size = bytes_a_value * sum(table.weight.numel() for table in tables)
+            check_room(size, values.device, f"the optimizer's state of {', '.join(map(str, tables))}")
         self.rows = RowAdam(
             tables,
             lr=self.cfg.memory_lr,
@@ -158,6 +165,8 @@ def install() -> None:
 
     Trainer._build_optimizer = _build_optimizer(Trainer._build_optimizer)
     Trainer.zero_grad = _zero_grad(Trainer.zero_grad)
+    Trainer.valid_step = _valid_step(Trainer.valid_step)
+    Trainer.save_checkpoint = _save_checkpoint(Trainer.save_checkpoint)
     Trainer.always_call_state_dict_during_save_checkpoint = property(
         _is_saved_together(Trainer.always_call_state_dict_during_save_checkpoint.fget)
     )
@@ -175,6 +184,7 @@ def _build_optimizer(build_optimizer: Callable[[Any], None]) -> Callable[[Any], 
         tables = tables_of(self.model)
         if tables:
             _check(self.cfg, sharded=any(table.sharded for table in tables))
+            check_backend(tables[0].weight)
         self._optimizer = None  # when resuming, the one that is replaced: two would need twice the memory
         build_optimizer(self)
         optimizer = inner_optimizer(self._optimizer)
@@ -204,7 +214,9 @@ def _check(cfg: Any, *, sharded: bool) -> None:
         "--zero-sharding (use --memory-sharded)": parallel.zero_sharding != "none",
         "--pipeline-model-parallel": parallel.pipeline_model_parallel,
         # The processes must agree on when they gather a sharded table.
-        "--no-last-checkpoints": sharded and cfg.checkpoint.no_last_checkpoints,
+        "--no-last-checkpoints (beside --memory-sharded)": sharded and cfg.checkpoint.no_last_checkpoints,
+        # It would gather the table in every process, for each update.
+        "--store-ema (beside --memory-sharded)": sharded and cfg.ema.store_ema,
     }
     for option, given in refused.items():
         if given:
@@ -220,6 +232,28 @@ def _zero_grad(zero_grad: Callable[[Any], None]) -> Callable[[Any], None]:
             optimizer.rows.zero_grad()
 
     return zero_rows_too
+
+
+def _valid_step(valid_step: Callable[..., Any]) -> Callable[..., Any]:
+    # A process that has no batch left is given one again, which is to count in nothing.
+    def count_real_batches(self: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
+        for module in self.model.modules():
+            if isinstance(module, Memory):
+                module.counts = bool(sample)
+        return valid_step(self, sample, *arguments, **options)
+
+    return count_real_batches
+
+
+def _save_checkpoint(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    # After an error the first process alone would save, and wait for parts that the others do not send.
+    def save_with_all_processes(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
+        if Path(filename).name == "crash.pt" and any(table.sharded for table in tables_of(self.model)):
+            logger.warning("%s is not written: the table lies on several processes", filename)
+            return None
+        return save_checkpoint(self, filename, extra_state)
+
+    return save_with_all_processes
 
 
 def _is_saved_together(always: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -164,6 +164,7 @@ class Memory(nn.Module, ABC):
         self.project = _linear(value_dim, output_dim, bias=False) if gated or value_dim != output_dim else None
         self.table = ValueTable(n_slots, value_dim) if table is None else table
         self.usage: SlotUsage | None = None  # where set, every lookup in evaluation mode is recorded here
+        self.counts = True  # whether a validation's batch is one, and not fairseq's for a process that has none left
 
     @abstractmethod
     def _key_size(self) -> int:

@@ -55,8 +55,8 @@ class ValueTable(nn.Module):
         n_slots: rows.
         dim: V.
         sharded: with several processes (torch.distributed initialised), each keeps V / processes columns of every
-            row. All processes must then call the table in lockstep, each with its own tokens. A state dict holds
-            the whole table whatever the number of processes, and making one is a collective call.
+            row. All processes must then call the table in lockstep, each with its own tokens. Making a state dict is
+            a collective call; the first process's holds the whole table, the others' no row of it.
 
     Raises:
         ValueError: a size below 1, or V not a multiple of the number of processes that share it.
@@ -150,15 +150,19 @@ class ValueTable(nn.Module):
 
     @torch.no_grad()
     def all_columns(self, values: Tensor) -> Tensor:
-        """The inverse of :meth:`own_columns`; where sharded a collective call, and the result on the CPU."""
+        """The inverse of :meth:`own_columns`.
+
+        Where sharded a collective call, and the result on the CPU of the first process; the others get (0, V).
+        """
         if not self.sharded:
             return values
-        exchange = Exchange()
-        whole = torch.empty(self.n_slots, self.dim, dtype=values.dtype)
+        exchange, keeps = Exchange(), dist.get_rank() == 0
+        whole = torch.empty(self.n_slots if keeps else 0, self.dim, dtype=values.dtype)
         rows = max(1, (1 << 22) // self.dim)
         for start in range(0, self.n_slots, rows):
             parts = exchange.all_gather(values[start : start + rows])
-            whole[start : start + rows] = torch.cat(parts, dim=1).cpu()
+            if keeps:
+                whole[start : start + rows] = torch.cat(parts, dim=1).cpu()
         return whole
 
     def extra_repr(self) -> str:

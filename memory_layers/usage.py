@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_host.errors import UserError
+
 
 class SlotUsage:
     """Weights accumulated over tokens, slot by slot and head by head.
@@ -38,8 +40,14 @@ class SlotUsage:
 
         Raises:
             RuntimeError: nothing was recorded.
+            UserError: a weight that is not finite was.
         """
         total = self.weights.sum(dim=0)
+        if not total.isfinite().all():
+            raise UserError(
+                "the weights of the slots are not finite: the training diverged; lower --lr or --memory-lr, or set "
+                "--clip-norm 1"
+            )
         if not total.sum() > 0:
             raise RuntimeError("no lookup was recorded: slot usage is known after a forward pass only")
         z = total / total.sum()

@@ -131,9 +131,20 @@ def test_empty_batch() -> None:
 
 
 def test_limits_are_named() -> None:
+    """And beyond them the definitions compute, unless the kernels were asked for."""
     for n, k in ((200, 129), (4097, 1)):
+        half_scores = torch.randn(1, 1, 2, n)
         with pytest.raises(RuntimeError, match="k up to 128 and n up to 4096"):
-            ops.product_key_select(torch.randn(1, 1, 2, n).cuda(), k)
+            torch.ops.memory_layers.product_key_select(half_scores.cuda(), k)
+        results = ops.product_key_select(half_scores.cuda(), k)
+        for result, expected in zip(results, reference.product_key_select(half_scores, k), strict=True):
+            assert torch.equal(result.cpu(), expected)
+        ops.use("cuda")
+        try:
+            with pytest.raises(TypeError, match=f"k up to 128 and n up to 4096, given .*, k = {k} and n = {n}"):
+                ops.product_key_select(half_scores.cuda(), k)
+        finally:
+            ops.use("auto")
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))

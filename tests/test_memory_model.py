@@ -289,7 +289,14 @@ WRONG = [
     (dict(memory_keys=0), "--memory-keys must be at least 1, given 0"),
     (dict(memory_heads=-1), "--memory-heads must be at least 1, given -1"),
     (dict(memory_value_dim=0), "--memory-value-dim must be at least 1, given 0"),
-    (dict(memory_flat=True, memory_topk=37), "--memory-topk must be at most"),
+    (
+        dict(memory_flat=True, memory_topk=37),
+        r"--memory-topk must be at most the square of --memory-keys \(36\), given",
+    ),
+    (dict(memory_keys=46341, memory_backend="cpu"), "--memory-keys must be at most 46340 with --memory-backend cpu"),
+    (dict(memory_keys=4097, memory_backend="cuda"), "--memory-keys must be at most 4096 with --memory-backend cuda"),
+    (dict(memory_keys=200, memory_topk=129, memory_backend="cuda"), "--memory-topk must be at most 128 with"),
+    (dict(decoder_layers=0), "--decoder-layers must be at least 1 for a memory in the middle, given 0"),
     (dict(memory_decoder_layers="4"), r"--memory-decoder-layers must be .* from 1 to 3 \(the decoder's.*given '4'"),
     (dict(memory_encoder_layers="0"), r"--memory-encoder-layers must be .* from 1 to 3 \(the encoder's.*given '0'"),
     (dict(memory_decoder_layers="2,2"), "--memory-decoder-layers must be different numbers"),
@@ -321,6 +328,17 @@ def test_a_table_for_layers_of_different_sizes_needs_a_dimension() -> None:
     with pytest.raises(UserError, match=r"--memory-value-dim must be given where .* dimensions 16, 32 share a table"):
         translator(**sizes)
     assert translator(**sizes, memory_value_dim=8).memories["encoder.layers.0"].output_dim == 32
+
+
+def test_kernels_that_do_not_take_the_values_end_in_one_line() -> None:
+    ops.use("cpu")
+    try:
+        with pytest.raises(
+            UserError, match=r"^--memory-backend cpu: the cpu kernels take .*given torch\.float16 on cpu"
+        ):
+            logits(translator(memory_backend="cpu").half(), sentences(7), sentences(4))
+    finally:
+        ops.use("auto")
 
 
 def test_a_missing_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fairseq_host.errors import UserError
 from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory, TokenBatchNorm
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
@@ -351,6 +352,10 @@ def test_share_and_divergence():
     assert usage.share() == 0
     with pytest.raises(RuntimeError, match="no lookup was recorded"):
         usage.kl()
+    usage.add(torch.tensor([[[1, 2], [2, 3]]]), torch.full((1, 2, 2), torch.nan))
+    with pytest.raises(UserError, match="the weights of the slots are not finite: the training diverged"):
+        usage.kl()
+    usage.reset()
     usage.add(torch.tensor([[[1, 2], [2, 3]]]), torch.tensor([[[0.25, 0.75], [1.0, 0.0]]]))
     assert usage.share() == 2 / 8  # slots 1 and 2; slot 3 has no weight
     z = [0.25 / 2, 1.75 / 2]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.library import opcheck
 
@@ -229,7 +230,9 @@ def test_rows_adam_updates_a_parameter(backend):
     tail = (grad, slots, weights, 0.5, 0.01, 0.9, 0.98, 1e-8, 0.1, 3)
     states = [torch.rand(11, 3, generator=generator(6)) for _ in range(2)]
     expected = [values.detach().clone(), *(s.clone() for s in states)]
+    versions = [x._version for x in (parameter, *states)]
     ops.rows_adam_(parameter, *states, None, *tail)
+    assert all(x._version > before for x, before in zip((parameter, *states), versions, strict=True))
     reference.rows_adam_(*expected, None, *tail)
     for one, two in zip((parameter.detach(), *states), expected, strict=True):
         torch.testing.assert_close(one, two)
@@ -332,6 +335,60 @@ def test_kernels_that_are_asked_for_do_not_fall_back():
             ops.weighted_bag(values.float().to("meta"), slots.to("meta"), weights.to("meta"))
     finally:
         ops.use("auto")
+
+
+def test_float64_beside_another_format_is_not_rounded():
+    """What the kernels would accumulate in the format of the values goes to the definitions."""
+    values, slots, weights = bag_inputs(dtype=torch.float32, grad=False)
+    weights = weights.double() + 1e-12
+    wide = values.double()
+    grad = torch.randn(6, 3, generator=generator(10), dtype=torch.float64)
+    result = ops.weighted_bag_weights_backward(grad, values, slots)
+    torch.testing.assert_close(result, ops.weighted_bag_weights_backward(grad, wide, slots), rtol=1e-12, atol=1e-14)
+    output = ops.weighted_bag(values, slots, weights)
+    assert torch.equal(output, ops.weighted_bag(wide, slots, weights).float())
+    queries, sub_keys, table = lookup_inputs(grad=False)
+    result = ops.product_key_memory(queries, sub_keys, table.float(), 3)[0]
+    assert torch.equal(result, ops.product_key_memory(queries, sub_keys, table.float().double(), 3)[0].float())
+    ops.use("cpu")
+    try:
+        with pytest.raises(
+            TypeError, match=r"torch\.float64 with no other.*given torch\.float32 on cpu, torch\.float64"
+        ):
+            ops.weighted_bag(values, slots, weights)
+    finally:
+        ops.use("auto")
+
+
+def test_more_keys_than_the_kernels_take():
+    """Slots above 31 bits: the definitions on request of nobody, an error where the kernels were asked for."""
+    half_scores = torch.arange(46341.0).repeat(1, 1, 2, 1)
+    scores, slots = ops.product_key_select(half_scores, 1)
+    assert (scores.item(), slots.item()) == (2 * 46340, 46341**2 - 1)
+    ops.use("cpu")
+    try:
+        with pytest.raises(TypeError, match=r"n up to 46340, given torch\.float32 on cpu, k = 1 and n = 46341"):
+            ops.product_key_select(half_scores, 1)
+    finally:
+        ops.use("auto")
+
+
+@pytest.mark.parametrize(("k", "n", "kernel"), [(128, 4096, True), (129, 4096, False), (128, 4097, False)])
+def test_limits_of_the_cuda_kernels(monkeypatch, k, n, kernel):
+    """Beyond them `auto` takes the definitions; without a GPU the tensors are fake."""
+    monkeypatch.setattr(ops, "_has_kernel", lambda name, device: True)
+    with FakeTensorMode():
+        queries, sub_keys = torch.empty(3, 2, 8, device="cuda"), torch.empty(2, 2, n, 4, device="cuda")
+        chosen = ops._choose("product_key_topk", queries, sub_keys, k=k, n=n)
+    assert (chosen is not reference.product_key_topk) == kernel
+
+
+def test_limits_are_those_of_the_sources():
+    folder = Path(ops.__file__).parent / "csrc"
+    tasks = (folder / "cuda" / "tasks.h").read_text(encoding="utf-8")
+    for name, limit in (("kMaxK", ops.KERNELS["cuda"].k), ("kMaxN", ops.KERNELS["cuda"].n)):
+        assert f"constexpr int {name} = {limit};" in tasks
+    assert f"n <= {ops.KERNELS['cpu'].n}, op" in (folder / "ops.cpp").read_text(encoding="utf-8")
 
 
 def test_missing_kernels_are_named(monkeypatch):

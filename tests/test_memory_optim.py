@@ -375,6 +375,10 @@ def test_too_large_for_memory_is_refused_before(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(capacity, "available", lambda device: 8 * 16 * 6 - 1)
     with pytest.raises(UserError, match=r"optimizer's state of ValueTable\(16 slots x 6\) would take"):
         fairseq_optimizer(model)
+    monkeypatch.setattr(capacity, "available", lambda device: 8 * 16 * 6)
+    fairseq_optimizer(model)
+    with pytest.raises(UserError, match=r"of ValueTable\(16 slots x 6\), ValueTable\(16 slots x 6\) would take"):
+        fairseq_optimizer(nn.ModuleList([model, Model()]))  # of which each alone would fit
 
 
 def test_what_is_available_is_known_here() -> None:
