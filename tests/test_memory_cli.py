@@ -254,8 +254,9 @@ def test_the_language_model_by_both_doors(tmp_path: Path, tiny_corpus: Path) -> 
         (["--optimizer", "adam"], "a model with memories needs --optimizer product_key_adam, given adam"),
         (["--memory-lr", -1], "--memory-lr must be at least 0, given -1.0"),
         (["--use-bmuf"], "--use-bmuf does not work with memories; leave it out"),
+        (["--memory-backend", "cpu", "--fp16"], "--memory-backend cpu: the cpu kernels take torch.float32,"),
     ],
-    ids=["sizes", "optimizer", "rate", "distribution"],
+    ids=["sizes", "optimizer", "rate", "distribution", "backend"],
 )
 def test_wrong_options_end_in_one_line(options: list[object], message: str, tmp_path: Path, tiny_corpus: Path) -> None:
     command = train(tmp_path / "run", tiny_corpus, *options)

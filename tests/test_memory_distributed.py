@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,24 @@ def test_a_sharded_training_that_diverges_ends_in_one_line(tmp_path: Path, tiny_
         assert command.status == 1
         assert any("the training diverged (gradients are not finite)" in line for line in command.errors)
     assert not (tmp_path / "run" / "crash.pt").exists()
+
+
+def test_torchrun_itself_in_half_precision(tmp_path: Path, tiny_corpus: Path) -> None:
+    """Two processes of the real torchrun under --bf16 give the bits of one.
+
+    Without clipping: fairseq multiplies its factor in float64 on several processes and in float32 on one.
+    """
+    options = [str(word) for word in (tiny_corpus, *TINY, *MEMORY, "--clip-norm", 0, "--bf16", "--save-dir")]
+    one = run(tmp_path / "one.log", "fairseq_host.train", *options, tmp_path / "one", "--update-freq", 2)
+    assert one.status == 0, one.output
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "fairseq_host.train", *options, str(tmp_path / "two")]
+    two = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert two.returncode == 0, two.stderr
+    assert len(logged(two.stdout + two.stderr, "memory_kb_received")) == UPDATES
+    for left, right in zip(model_and_rows(tmp_path / "one"), model_and_rows(tmp_path / "two"), strict=True):
+        for name, value in left.items():
+            assert torch.equal(value, right[name]), name
 
 
 def test_a_sharded_training_resumes_exactly(
