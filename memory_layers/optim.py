@@ -160,7 +160,7 @@ def _fit_buffer(module: nn.Module) -> None:
 
 
 def install() -> None:
-    """Wrap what `Trainer` does with the optimizer where it must know of tables."""
+    """Wrap what `Trainer` does where it must know of tables."""
     from fairseq.trainer import Trainer
 
     Trainer._build_optimizer = _build_optimizer(Trainer._build_optimizer)

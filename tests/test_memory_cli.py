@@ -122,7 +122,9 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("precision", [[], ["--bf16"], ["--fp16", "--fp16-init-scale", 4]], ids=lambda words: words[:1])
+@pytest.mark.parametrize(
+    "precision", [[], ["--bf16", "--store-ema"], ["--fp16", "--fp16-init-scale", 4]], ids=lambda words: words[:1]
+)
 def test_resuming_is_exact(precision: list[object], trained: Path, tmp_path: Path, tiny_corpus: Path) -> None:
     whole = trained
     if precision:
@@ -137,6 +139,10 @@ def test_resuming_is_exact(precision: list[object], trained: Path, tmp_path: Pat
     one, other = (checkpoints.load(path / "checkpoint_last.pt") for path in (whole, folder))
     assert_same(one["model"], other["model"])
     assert_same(one["last_optimizer_state"], other["last_optimizer_state"])
+    averaged = one["extra_state"].get("ema", {})
+    assert_same(averaged, other["extra_state"].get("ema", {}))
+    for state in (one["model"], *([averaged] if averaged else [])):
+        assert state["decoder.layers.0.memory.query.1.running_var"].dtype == torch.float32
     (rows,) = one["last_optimizer_state"]["tables"]["tables"]
     assert ("master" in rows) == bool(precision)
     assert rows["exp_avg"].dtype == torch.float32

@@ -11,6 +11,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.transformer import TransformerModel
 
 from fairseq_host.errors import UserError
+from memory_layers import ops
 from memory_layers.config import EncoderMemoryOptions, MemoryTransformerLMConfig, check
 from memory_layers.model import MemoryTransformerModel
 from memory_layers.optim import NAME, ProductKeyAdamConfig
@@ -101,6 +102,30 @@ def test_memory_needed() -> None:
         for size, each in zip(sizes, (4, 12, 14), strict=True):
             figure, unit = size.split()
             assert float(figure) * units[unit] == pytest.approx(keys**2 * 512 * each, rel=0.03)
+
+
+def test_bytes_exchanged() -> None:
+    """Of the example: T = 1,024, V = 512, H·K = 128."""
+    (table,) = (table for table in tables() if table[0][0] == "what is exchanged")
+    tokens, dim, bag = 1024, 512, 128
+    sizes = [tokens * (4 * dim + 8 * bag), 4 * dim * tokens * bag, 4 * dim * 512**2]
+    for row, size in zip(table[2:], sizes, strict=True):
+        assert float(row[2].removeprefix("up to ").removesuffix(" MB")) == pytest.approx(size / 1e6, rel=0.02)
+    assert f"{tokens * bag:,} rows" in PAGE
+    kept = re.search(r"H·K = 128 that is ([\d.]+) MB", PAGE)
+    assert kept is not None
+    assert float(kept[1]) == pytest.approx(tokens * (4 * dim + 12 * bag) / 1e6, rel=0.02)
+
+
+def test_the_check_of_a_build_fails_where_a_kernel_is_missing() -> None:
+    check_of_build = re.search(r"bin/python -c '\n(import torch.+?)'\n```", PAGE, flags=re.S)
+    assert check_of_build is not None
+    with pytest.raises(SystemExit) as end:
+        exec(compile(check_of_build[1], "docs/memory_layers.md", "exec"), {})
+    if ops.backends()["cuda"]:
+        assert end.value.code == 0
+    else:
+        assert "memory_layers::rows_adam_" in str(end.value.code)
 
 
 def test_hydra_names() -> None:
