@@ -1,1 +1,14 @@
-"""Depth-Adaptive Transformer (Elbayad, Gu, Grave, Auli, ICLR 2020, arXiv 1910.10073): nothing here yet."""
+"""Depth-Adaptive Transformer, a fairseq plugin: ``fairseq-train --user-dir depth_adaptive ...``.
+
+Elbayad, Gu, Grave, Auli: *Depth-Adaptive Transformer*, ICLR 2020 (arXiv 1910.10073). A decoder that may stop after any
+block, token by token.
+"""
+
+import fairseq_host
+
+fairseq_host.install()
+
+from depth_adaptive.criterion import DepthAdaptiveCriterion  # noqa: E402  (registration needs the mended host)
+from depth_adaptive.model import DepthAdaptiveTransformerModel  # noqa: E402
+
+__all__ = ["DepthAdaptiveCriterion", "DepthAdaptiveTransformerModel"]

@@ -1,0 +1,173 @@
+"""Options of ``depth_adaptive_transformer``, and what must hold of them.
+
+Every field becomes a command-line flag (``exit_policy`` → ``--exit-policy``) and a Hydra key (``model.exit_policy``).
+Real annotations are needed here: fairseq evaluates them.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from depth_adaptive.halting import (
+    HALTINGS,
+    POLICIES,
+    ConfidencePolicy,
+    FixedPolicy,
+    Halting,
+    HaltingPolicy,
+    Policy,
+    RandomPolicy,
+)
+from fairseq_host.errors import UserError
+
+TRAININGS = ("aligned", "mixed")
+PROJECTIONS = ("shared", "separate")
+COPIES = ("deferred", "eager")
+
+
+@dataclass
+class DepthOptions(FairseqDataclass):
+    """The exits, their training, and how the exit of a token is chosen in decoding."""
+
+    exit_projections: ChoiceEnum(PROJECTIONS) = field(  # type: ignore[valid-type]
+        default="shared", metadata={"help": "output projection of the exits: the last block's for all, or one for each"}
+    )
+    exit_training: ChoiceEnum(TRAININGS) = field(  # type: ignore[valid-type]
+        default="aligned",
+        metadata={"help": "train all exits on every token, or sampled exits with copied states above them"},
+    )
+    exit_samples: int = field(default=1, metadata={"help": "sampled sequences of exits a batch, in mixed training"})
+    exit_gradient_scale: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "balance the exits' gradients: exit n of N counts this times N - n + 1; if not given, equally"
+        },
+    )
+    halting: ChoiceEnum(HALTINGS) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "what learns to choose exits: from the mean encoder output, from the first block's output, or a "
+            "unit asked after every block"
+        },
+    )
+    halting_only: bool = field(default=False, metadata={"help": "train the halting alone, all else stays as loaded"})
+    exit_policy: ChoiceEnum(POLICIES) = field(  # type: ignore[valid-type]
+        default="full", metadata={"help": "how decoding chooses exits; full never exits before the last block"}
+    )
+    exit_layer: Optional[int] = field(default=None, metadata={"help": "the exit of the policy fixed, from 1"})
+    exit_threshold: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "of the policies confidence and, where the halting is geometric, halting: one number from 0 to 1, "
+            "or one for each block but the last, as in 0.9,0.8; if not given, 0.5"
+        },
+    )
+    exit_distribution: Optional[str] = field(
+        default=None,
+        metadata={"help": "weights of the exits for the policy random, as in 3,1,1,1,1,1; if not given, all alike"},
+    )
+    exit_copies: ChoiceEnum(COPIES) = field(  # type: ignore[valid-type]
+        default="deferred",
+        metadata={
+            "help": "when decoding computes upper blocks' keys and values of copied states: once needed, or at once"
+        },
+    )
+
+
+# What each named architecture changes in the defaults of fairseq's `transformer` and of the options above.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Section 5.1 of the paper.
+    "depth_adaptive_transformer_iwslt_de_en": dict(
+        encoder_embed_dim=512,
+        encoder_ffn_embed_dim=1024,
+        encoder_attention_heads=4,
+        decoder_embed_dim=256,
+        decoder_ffn_embed_dim=1024,
+        decoder_attention_heads=4,
+        exit_projections="separate",
+    ),
+    # Trains on a CPU.
+    "depth_adaptive_transformer_small": dict(
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=512,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_embed_dim=256,
+        decoder_ffn_embed_dim=512,
+        decoder_layers=6,
+        decoder_attention_heads=4,
+    ),
+}
+
+
+def options_of(args: Any) -> DepthOptions:
+    """The options in a namespace or configuration; absent ones have their defaults."""
+    known = DepthOptions()
+    return DepthOptions(**{f.name: getattr(args, f.name, getattr(known, f.name)) for f in fields(known) if f.init})
+
+
+def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_attention: bool) -> None:
+    """Raise a UserError for an option out of range or at odds with others."""
+    if options.exit_samples < 1:
+        raise UserError(f"--exit-samples must be at least 1, given {options.exit_samples}")
+    scale = options.exit_gradient_scale
+    if scale is not None and not 0 < scale < float("inf"):
+        raise UserError(f"--exit-gradient-scale must be above 0, given {scale:g}")
+    if options.halting_only and options.halting == "none":
+        raise UserError(f"--halting-only needs --halting: one of {', '.join(HALTINGS[1:])}")
+    if layerdrop > 0:
+        raise UserError("--decoder-layerdrop does not work with exits: leave it out")
+    if cross_self_attention and options.exit_policy != "full":
+        raise UserError("--cross-self-attention works with --exit-policy full only: leave one of them out")
+    if options.exit_policy == "fixed" and options.exit_layer is None:
+        raise UserError(f"--exit-policy fixed needs --exit-layer: from 1 to {exits}")
+    if options.exit_layer is not None and not 1 <= options.exit_layer <= exits:
+        raise UserError(f"--exit-layer must be from 1 to {exits}, the decoder's blocks, given {options.exit_layer}")
+    if options.exit_policy == "halting" and options.halting == "none":
+        raise UserError(
+            "--exit-policy halting needs a model that was trained with --halting; this one can do: "
+            + ", ".join(POLICIES[:-1])
+        )
+
+
+def build_policy(options: DepthOptions, *, exits: int, halting: Halting | None) -> Policy | None:
+    """The policy that ``options`` name; None for full depth. Raises a UserError as :func:`check` does."""
+    thresholds = numbers("--exit-threshold", options.exit_threshold) or [0.5]
+    try:
+        if options.exit_policy == "fixed":
+            assert options.exit_layer is not None
+            return FixedPolicy(exits=exits, exit=options.exit_layer)
+        if options.exit_policy == "random":
+            weights = numbers("--exit-distribution", options.exit_distribution)
+            return _named("--exit-distribution", lambda: RandomPolicy(exits=exits, weights=weights or None))
+        if options.exit_policy == "confidence":
+            return ConfidencePolicy(exits=exits, thresholds=thresholds)
+        if options.exit_policy == "halting":
+            assert halting is not None
+            return HaltingPolicy(exits=exits, halting=halting, thresholds=thresholds)
+    except ValueError as error:
+        raise UserError(f"--exit-threshold: {error}") from None
+    return None
+
+
+def _named(option: str, build: Any) -> Any:
+    try:
+        return build()
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from None
+
+
+def numbers(option: str, given: Any) -> list[float]:
+    """[0.9, 0.8] from "0.9,0.8", 0.9 or a list of numbers; [] from None.
+
+    Raises:
+        UserError: something else.
+    """
+    if given is None:
+        return []
+    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    try:
+        return [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise UserError(f"{option} must be numbers with commas between them, as in 0.9,0.8, given {given!r}") from None

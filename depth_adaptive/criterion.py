@@ -1,0 +1,179 @@
+"""``depth_adaptive_cross_entropy``: the loss of all exits and of what chooses among them (equation 7).
+
+Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, M tokens that are no padding.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+
+from depth_adaptive.decoder import Decoder
+from depth_adaptive.losses import WEIGHTINGS, exit_weights, linear_cross_entropy, scale_gradient
+from depth_adaptive.oracles import ORACLES, sequence_oracle, token_oracle
+from fairseq_host.errors import UserError
+
+
+@dataclass
+class DepthAdaptiveCriterionConfig(FairseqDataclass):
+    """Options of the criterion."""
+
+    label_smoothing: float = field(default=0.0, metadata={"help": "label smoothing, of every exit"})
+    exit_weighting: ChoiceEnum(list(WEIGHTINGS)) = field(  # type: ignore[valid-type]
+        default="uniform", metadata={"help": "weight of exit n in the loss: 1, n, its square root, or their inverses"}
+    )
+    halting_weight: float = field(default=1.0, metadata={"help": "weight alpha of the halting's loss"})
+    halting_oracle: ChoiceEnum(ORACLES) = field(  # type: ignore[valid-type]
+        default="correctness", metadata={"help": "the exit to learn has the best likelihood, or the right word"}
+    )
+    halting_penalty: float = field(default=0.1, metadata={"help": "lambda: what a block costs the oracle"})
+    halting_smoothing: float = field(
+        default=0.0, metadata={"help": "sigma: width of the RBF kernel over neighbouring tokens; 0: each token alone"}
+    )
+
+
+@register_criterion("depth_adaptive_cross_entropy", dataclass=DepthAdaptiveCriterionConfig)
+class DepthAdaptiveCriterion(FairseqCriterion):
+    """Sums over tokens, as the host's criteria; the sample size is the number of tokens."""
+
+    def __init__(
+        self,
+        task: Any,
+        label_smoothing: float,
+        exit_weighting: str,
+        halting_weight: float,
+        halting_oracle: str,
+        halting_penalty: float,
+        halting_smoothing: float,
+    ) -> None:
+        super().__init__(task)
+        for name, value, high in (
+            ("label-smoothing", label_smoothing, 1.0),
+            ("halting-weight", halting_weight, math.inf),
+            ("halting-penalty", halting_penalty, math.inf),
+            ("halting-smoothing", halting_smoothing, math.inf),
+        ):
+            if not 0 <= value < high:
+                rule = "at least 0" + (" and below 1" if high == 1 else "")
+                raise UserError(f"--{name} must be {rule}, given {value:g}")
+        self.smoothing = label_smoothing
+        self.weighting = exit_weighting
+        self.halting_weight = halting_weight
+        self.oracle = halting_oracle
+        self.penalty = halting_penalty
+        self.sigma = halting_smoothing
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+        """The host's interface: (loss, sample size, what is logged)."""
+        _, extra = model(**sample["net_input"], features_only=True)
+        decoder = getattr(model, "module", model).decoder
+        if not isinstance(decoder, Decoder):
+            raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
+        target = sample["target"]
+        real = target != self.padding_idx  # (B, T)
+        tokens = sample["ntokens"]
+        log: dict[str, Any] = {"ntokens": tokens, "nsentences": target.size(0), "sample_size": tokens}
+        likelihoods = correct = None
+        if "exit_states" in extra:
+            exits_loss, likelihoods, correct = self.all_exits(decoder, extra["exit_states"], target, real)
+            nll = -likelihoods.sum((1, 2))
+            for n in range(likelihoods.size(0)):
+                log[f"nll_{n + 1}"] = nll[n]
+                log[f"correct_{n + 1}"] = correct[n].sum()
+            log["nll_loss"] = nll[-1]
+        if extra["mixed"]:
+            losses = [self.sampled_exits(decoder, exits, states, target, real) for exits, states in extra["mixed"]]
+            exits_loss = torch.stack([loss for loss, _ in losses]).mean()
+            if likelihoods is None:
+                log["nll_loss"] = torch.stack([nll for _, nll in losses]).mean()
+        loss = exits_loss
+        if decoder.halting is not None:
+            assert likelihoods is not None
+            assert correct is not None
+            halting_loss, oracle = self.halting(decoder, extra, likelihoods, correct, real)
+            loss = loss + self.halting_weight * halting_loss
+            log["halting_loss"], log["oracle_exit"] = halting_loss.detach(), oracle
+        log["exits_loss"], log["loss"] = exits_loss.detach(), loss.detach()
+        return loss, tokens, log
+
+    def all_exits(
+        self, decoder: Decoder, states: list[Tensor], target: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Aligned training (equation 4): the loss, and of each exit and token the log-likelihood and whether it is
+        right, (N, B, T), 0 at padding."""
+        weights = exit_weights(self.weighting, len(states))
+        losses, likelihoods, corrects = [], [], []
+        for n, (weight, state) in enumerate(zip(weights, states, strict=True), start=1):
+            loss, likelihood, correct = self.cross_entropy(decoder, n, state[real], target[real])
+            losses.append(weight * loss)
+            likelihoods.append(torch.zeros_like(real, dtype=likelihood.dtype).masked_scatter(real, likelihood))
+            corrects.append(torch.zeros_like(real).masked_scatter(real, correct))
+        return torch.stack(losses).sum(), torch.stack(likelihoods), torch.stack(corrects)
+
+    def sampled_exits(
+        self, decoder: Decoder, exits: Tensor, states: Tensor, target: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mixed training (equation 5), one sampled sequence of exits (B, T): the loss and, without smoothing, the
+        negative log-likelihood. ``states`` (B, T, D) are those that each token has left with."""
+        losses, nlls = [], []
+        for n in range(1, decoder.num_layers + 1):
+            chosen = real & (exits == n)
+            loss, likelihood, _ = self.cross_entropy(decoder, n, states[chosen], target[chosen])
+            losses.append(loss)
+            nlls.append(-likelihood.sum())
+        return torch.stack(losses).sum(), torch.stack(nlls).sum()
+
+    def cross_entropy(self, decoder: Decoder, n: int, states: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of exit n for block outputs (M, D) and targets (M,); the gradient scaled as appendix A has it."""
+        features = decoder.exit_features(n, states)
+        if decoder.gradient_scales is not None and decoder.training:
+            features = scale_gradient(features, decoder.gradient_scales[n - 1])
+        weight = decoder.exit_projection(n).weight
+        return linear_cross_entropy(features, weight, target, smoothing=self.smoothing)
+
+    def halting(
+        self, decoder: Decoder, extra: dict[str, Any], likelihoods: Tensor, correct: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Equation 6, summed over tokens, and the sum of the oracle's exits."""
+        assert decoder.halting is not None
+        scores = likelihoods if self.oracle == "likelihood" else correct.to(likelihoods.dtype)
+        log_q = decoder.halting.log_distribution(extra["sentence"], extra["exit_states"])  # (N, B, T) or (N, B)
+        if log_q.dim() == 2:
+            best = sequence_oracle(scores, real, penalty=self.penalty)[:, None].expand_as(real)
+            log_q = log_q[:, :, None].expand(-1, -1, real.size(1))
+        else:
+            best = token_oracle(scores, real, penalty=self.penalty, sigma=self.sigma)
+        chosen = log_q.gather(0, (best - 1)[None])[0]  # (B, T)
+        return -chosen[real].sum(), best[real].sum()
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log averages a token, in bits."""
+
+        def total(name: str) -> Any:
+            return sum(log.get(name, 0) for log in logging_outputs)
+
+        tokens = total("ntokens")
+        bits = math.log(2)
+        for name in ("loss", "nll_loss", "exits_loss", "halting_loss"):
+            if any(name in log for log in logging_outputs):
+                metrics.log_scalar(name, total(name) / tokens / bits, tokens, round=3)
+        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        if any("oracle_exit" in log for log in logging_outputs):
+            metrics.log_scalar("oracle_exit", total("oracle_exit") / tokens, tokens, round=3)
+        n = 1
+        while any(f"nll_{n}" in log for log in logging_outputs):
+            metrics.log_scalar(f"nll_{n}", total(f"nll_{n}") / tokens / bits, tokens, round=3)
+            metrics.log_scalar(f"accuracy_{n}", 100 * total(f"correct_{n}") / tokens, tokens, round=2)
+            n += 1
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """They are sums over tokens."""
+        return True

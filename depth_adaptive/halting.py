@@ -1,0 +1,200 @@
+"""When to stop: distributions over exits that are learnt, and policies that choose an exit while decoding.
+
+Section 4 of the paper. Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, E that of the
+encoder; ``...`` are any leading axes. Nothing here knows fairseq.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HALTINGS = ("none", "sequence", "token", "geometric")
+POLICIES = ("full", "fixed", "random", "confidence", "halting")
+
+Logits = Callable[[], Tensor]
+
+
+class SequenceHalting(nn.Module):
+    """One exit for a sentence, from the mean encoder output: softmax(W s + b) (equation 8)."""
+
+    def __init__(self, *, dim: int, exits: int) -> None:
+        super().__init__()
+        self.unit = nn.Linear(dim, exits)
+
+    def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """(N, B) from ``sentence`` (B, E); ``states`` are not looked at."""
+        return F.log_softmax(self.unit(sentence).float(), dim=-1).movedim(-1, 0)
+
+    def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
+        """(..., ) exits from ``sentence`` (..., E)."""
+        return self.unit(sentence).argmax(-1) + 1
+
+
+class TokenHalting(nn.Module):
+    """An exit for each token from the first block's output: softmax(W h + b) (equation 11)."""
+
+    def __init__(self, *, dim: int, exits: int) -> None:
+        super().__init__()
+        self.unit = nn.Linear(dim, exits)
+
+    def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """(N, B, T) from the first of ``states``, (B, T, D) each."""
+        return F.log_softmax(self.unit(states[0]).float(), dim=-1).movedim(-1, 0)
+
+    def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
+        """(..., ) exits from ``first`` (..., D)."""
+        return self.unit(first).argmax(-1) + 1
+
+
+class GeometricHalting(nn.Module):
+    """Stop or go on after every block but the last: one sigmoid unit for all of them (equations 12 and 13)."""
+
+    def __init__(self, *, dim: int, exits: int) -> None:
+        super().__init__()
+        self.exits = exits
+        self.unit = nn.Linear(dim, 1)
+
+    def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """(N, B, T): log of chi_n * prod_{m<n} (1 - chi_m), the rest at N; ``states`` (B, T, D), N of them."""
+        unit = self.unit(torch.stack(list(states[:-1]))).float().squeeze(-1) if self.exits > 1 else None
+        if unit is None:
+            return states[0].new_zeros(1, *states[0].shape[:-1], dtype=torch.float32)
+        go_on = F.logsigmoid(-unit).cumsum(0)  # (N - 1, B, T)
+        before = torch.cat([torch.zeros_like(go_on[:1]), go_on[:-1]])
+        return torch.cat([F.logsigmoid(unit) + before, go_on[-1:]])
+
+    def probability(self, state: Tensor) -> Tensor:
+        """chi (...) of ``state`` (..., D)."""
+        return torch.sigmoid(self.unit(state).float()).squeeze(-1)
+
+
+Halting = SequenceHalting | TokenHalting | GeometricHalting
+
+
+def build_halting(kind: str, *, decoder_dim: int, encoder_dim: int, exits: int) -> Halting | None:
+    """The halting module of that name in ``HALTINGS``; None for ``none``."""
+    if kind == "none":
+        return None
+    if kind == "sequence":
+        return SequenceHalting(dim=encoder_dim, exits=exits)
+    return (TokenHalting if kind == "token" else GeometricHalting)(dim=decoder_dim, exits=exits)
+
+
+class Policy:
+    """Chooses the exit of each token of a decoder of ``exits`` blocks. Rows are independent of each other."""
+
+    def __init__(self, *, exits: int) -> None:
+        self.exits = exits
+
+    def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        """The exits (...), if they are known once the first block has been computed; else None.
+
+        Args:
+            sentence: (..., E), the mean encoder output.
+            first: (..., D), the first block's output.
+            tokens: (...) int64, the input tokens.
+            positions: (...) int64, their positions from 0.
+        """
+        return None
+
+    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        """(...) bool: whether to stop after block n < N, of ``state`` (..., D); asked where nothing is planned."""
+        raise NotImplementedError
+
+    #: whether ``stops`` computes ``logits``, which are then the output as well
+    reads_logits = False
+
+
+class FixedPolicy(Policy):
+    """The same exit for every token."""
+
+    def __init__(self, *, exits: int, exit: int) -> None:
+        super().__init__(exits=exits)
+        if not 1 <= exit <= exits:
+            raise ValueError(f"the exit must be from 1 to {exits}, given {exit}")
+        self.exit = exit
+
+    def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        return torch.full_like(tokens, self.exit)
+
+
+class RandomPolicy(Policy):
+    """Exits drawn from a distribution: the ablation.
+
+    The draw depends on the seed, the token and its position alone, so that it is the same in every batch.
+    """
+
+    def __init__(self, *, exits: int, weights: Sequence[float] | None = None, seed: int = 1) -> None:
+        super().__init__(exits=exits)
+        weights = [1.0] * exits if weights is None else list(weights)
+        if len(weights) != exits or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"{exits} weights of at least 0, one of them above, are needed, given {weights}")
+        self.cumulated = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
+        self.seed = seed
+
+    def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        uniform = _hash(tokens * 1_000_003 + positions * 7_919 + self.seed)
+        cumulated = self.cumulated.to(uniform.device)
+        return torch.bucketize(uniform, cumulated[:-1], right=True) + 1
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Float64 in [0, 1) from int64: splitmix64's finaliser on 32 bits, which int64 arithmetic holds."""
+    mask = 0xFFFFFFFF
+    x = x & mask
+    for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B)):
+        x = ((x ^ (x >> shift)) * factor) & mask
+    x = x ^ (x >> 16)
+    return x.double() / 2.0**32
+
+
+class ConfidencePolicy(Policy):
+    """Stop where the largest probability exceeds the block's threshold (section 4.2)."""
+
+    reads_logits = True
+
+    def __init__(self, *, exits: int, thresholds: Sequence[float]) -> None:
+        super().__init__(exits=exits)
+        self.thresholds = _thresholds(thresholds, exits)
+
+    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        found = logits().float()
+        # max softmax = exp(max - logsumexp)
+        return (found.amax(-1) - found.logsumexp(-1)).exp() > self.thresholds[n - 1]
+
+
+class HaltingPolicy(Policy):
+    """What a halting module says: the most likely exit, or, geometric, the first block that exceeds its threshold."""
+
+    def __init__(self, *, exits: int, halting: Halting, thresholds: Sequence[float] = (0.5,)) -> None:
+        super().__init__(exits=exits)
+        self.halting = halting
+        self.thresholds = _thresholds(thresholds, exits)
+
+    def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor | None:
+        if isinstance(self.halting, GeometricHalting):
+            return None
+        return self.halting.planned(sentence, first)
+
+    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        assert isinstance(self.halting, GeometricHalting)
+        return self.halting.probability(state) > self.thresholds[n - 1]
+
+
+def _thresholds(given: Sequence[float], exits: int) -> list[float]:
+    """One threshold for each block but the last.
+
+    Raises:
+        ValueError: neither 1 nor exits - 1 of them, or one out of [0, 1].
+    """
+    values = [float(value) for value in given]
+    if len(values) == 1:
+        values *= exits - 1
+    if len(values) != exits - 1:
+        raise ValueError(f"1 or {exits - 1} thresholds are needed for {exits} exits, given {len(given)}")
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"a threshold must be from 0 to 1, given {value:g}")
+    return values

@@ -1,0 +1,106 @@
+"""``depth_adaptive_transformer``: fairseq's Transformer whose decoder may stop after any block."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer.transformer_legacy import base_architecture
+from torch import nn
+
+from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
+from depth_adaptive.decoder import Decoder, Encoder
+
+logger = logging.getLogger(__name__)
+
+OURS = ("decoder.exit_norms.", "decoder.exit_projections.", "decoder.halting.")
+
+
+@register_model("depth_adaptive_transformer")
+class DepthAdaptiveTransformerModel(TransformerModel):
+    """See :mod:`depth_adaptive.config` for the options; all of the host's Transformer's are there too."""
+
+    decoder: Decoder
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """The Transformer's options, then the exits'; defaults are the architecture's."""
+        super().add_args(parser)
+        gen_parser_from_dataclass(parser, DepthOptions(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> "DepthAdaptiveTransformerModel":
+        """Build the model for a translation task.
+
+        Raises:
+            UserError: an option out of range, or options that exclude each other.
+        """
+        depth_adaptive_architecture(args)
+        options = options_of(args)
+        kept = getattr(args, "decoder_layers_to_keep", None)
+        exits = len(kept.split(",")) if kept else args.decoder_layers
+        check(options, exits=exits, layerdrop=args.decoder_layerdrop, cross_self_attention=args.cross_self_attention)
+        model = super().build_model(args, task)
+        if options.halting_only:
+            model.requires_grad_(False)
+            model.decoder.halting.requires_grad_(True)
+        return model
+
+    @classmethod
+    def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: nn.Embedding) -> Encoder:
+        return Encoder(args, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Decoder:
+        return Decoder(args, tgt_dict, embed_tokens, no_encoder_attn=getattr(args, "no_cross_attention", False))
+
+    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make a plain Transformer's state dict fit, in place.
+
+        Exits of their own start as copies of the last one, the halting starts fresh. So does the halting of a model
+        that was trained without one.
+        """
+        super().upgrade_state_dict(state_dict)
+        decoder = self.decoder
+        started = []
+        for name, value in self.state_dict().items():
+            if name in state_dict or not name.startswith(OURS):
+                continue
+            state_dict[name] = value.clone()
+            started.append(name)
+            last = name.replace("exit_norms", "layer_norm").replace("exit_projections", "output_projection").split(".")
+            if not name.startswith("decoder.halting."):
+                del last[2]  # the exit's number
+                state_dict[name].copy_(state_dict[".".join(last)])
+        if started:
+            logger.info("the checkpoint lacks %s: started anew", ", ".join(started))
+        # A halting that is not asked for is not needed.
+        if decoder.halting is None:
+            for name in [name for name in state_dict if name.startswith("decoder.halting.")]:
+                del state_dict[name]
+
+
+@register_model_architecture("depth_adaptive_transformer", "depth_adaptive_transformer")
+def depth_adaptive_architecture(args: Any) -> None:
+    """The base Transformer with exits."""
+    _set_defaults(args, {name: value for name, value in vars(DepthOptions()).items() if name != "_name"})
+    base_architecture(args)
+
+
+def _set_defaults(args: Any, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        setattr(args, name, getattr(args, name, value))
+
+
+def _register(name: str, changes: dict[str, Any]) -> None:
+    def architecture(args: Any, base: Callable[[Any], None] = depth_adaptive_architecture) -> None:
+        _set_defaults(args, changes)
+        base(args)
+
+    register_model_architecture("depth_adaptive_transformer", name)(architecture)
+
+
+for _name, _changes in ARCHITECTURES.items():
+    _register(_name, _changes)

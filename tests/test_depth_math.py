@@ -1,0 +1,168 @@
+"""Oracles, halting, policies and losses of depth_adaptive against their definitions, written as loops."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depth_adaptive import halting, losses, oracles
+
+N, B, T, D, V = 4, 3, 5, 6, 11
+
+
+def scores(seed: int = 0, *, right: bool = False) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(N, B, T, generator=draw, dtype=torch.float64)
+    return (values > 0).double() if right else -values.abs()
+
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize(("right", "penalty", "sigma"), itertools.product((False, True), (0, 0.1, 2), (0, 0.5, 4)))
+def test_token_oracle(right: bool, penalty: float, sigma: float) -> None:
+    given = scores(right=right)
+    found = oracles.token_oracle(given, MASK, penalty=penalty, sigma=sigma)
+    for b, t in itertools.product(range(B), range(T)):
+        if not MASK[b, t]:
+            continue
+        best, chosen = -math.inf, 0
+        for n in range(1, N + 1):
+            total = sum(
+                (math.exp(-((t - u) ** 2) / sigma) if sigma else float(t == u)) * given[n - 1, b, u].item()
+                for u in range(T)
+                if MASK[b, u]
+            )
+            if total - penalty * n > best + 1e-12:
+                best, chosen = total - penalty * n, n
+        assert found[b, t] == chosen
+
+
+@pytest.mark.parametrize(("right", "penalty"), itertools.product((False, True), (0, 0.1, 2)))
+def test_sequence_oracle(right: bool, penalty: float) -> None:
+    given = scores(right=right)
+    found = oracles.sequence_oracle(given, MASK, penalty=penalty)
+    for b in range(B):
+        totals = [given[n, b][MASK[b]].sum().item() - penalty * (n + 1) for n in range(N)]
+        assert found[b] == 1 + max(range(N), key=lambda n: (round(totals[n], 9), -n))
+
+
+def test_geometric_distribution_is_a_product_over_blocks() -> None:
+    torch.manual_seed(0)
+    module = halting.GeometricHalting(dim=D, exits=N)
+    states = [torch.randn(B, T, D) for _ in range(N)]
+    found = module.log_distribution(torch.zeros(B, D), states).exp()
+    left = torch.ones(B, T)
+    for n in range(N - 1):
+        chi = torch.sigmoid(states[n] @ module.unit.weight[0] + module.unit.bias)
+        torch.testing.assert_close(found[n], chi * left)
+        left = left * (1 - chi)
+    torch.testing.assert_close(found[N - 1], left)
+    assert halting.GeometricHalting(dim=D, exits=1).log_distribution(states[0], states[:1]).abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_multinomial_distributions(kind: str) -> None:
+    torch.manual_seed(0)
+    module = halting.build_halting(kind, decoder_dim=D, encoder_dim=D, exits=N)
+    sentence, states = torch.randn(B, D), [torch.randn(B, T, D) for _ in range(N)]
+    x = sentence if kind == "sequence" else states[0]
+    expected = (x @ module.unit.weight.t() + module.unit.bias).softmax(-1).movedim(-1, 0)
+    torch.testing.assert_close(module.log_distribution(sentence, states).exp(), expected)
+    assert torch.equal(module.planned(sentence, states[0]), expected.argmax(0) + 1)
+
+
+def test_confidence_stops_where_the_largest_probability_exceeds_its_threshold() -> None:
+    policy = halting.ConfidencePolicy(exits=3, thresholds=[0.5, 0.9])
+    logits = torch.tensor([[0.6, 0.4], [0.95, 0.05], [0.5, 0.5]]).log() + 7
+    assert policy.stops(1, logits, lambda: logits).tolist() == [True, True, False]
+    assert policy.stops(2, logits, lambda: logits).tolist() == [False, True, False]
+
+
+@given(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
+def test_random_exits_have_their_distribution_and_do_not_hang_on_the_batch(weights: list[int], seed: int) -> None:
+    policy = halting.RandomPolicy(exits=len(weights), weights=weights, seed=seed)
+    tokens = torch.arange(2000) % 500
+    positions = torch.arange(2000) // 40
+    found = policy.planned(tokens, tokens, tokens, positions)
+    for n, weight in enumerate(weights, start=1):
+        share = weight / sum(weights)
+        assert abs((found == n).double().mean().item() - share) <= 5 * math.sqrt(share * (1 - share) / 2000)
+    order = torch.randperm(2000)
+    assert torch.equal(policy.planned(order, order, tokens[order], positions[order]), found[order])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: halting.FixedPolicy(exits=3, exit=4), "from 1 to 3, given 4"),
+        (lambda: halting.FixedPolicy(exits=3, exit=0), "from 1 to 3, given 0"),
+        (lambda: halting.ConfidencePolicy(exits=3, thresholds=[1.5]), "from 0 to 1, given 1.5"),
+        (lambda: halting.ConfidencePolicy(exits=3, thresholds=[float("nan")]), "from 0 to 1, given nan"),
+        (lambda: halting.ConfidencePolicy(exits=4, thresholds=[0.1, 0.2]), "1 or 3 thresholds"),
+        (lambda: halting.RandomPolicy(exits=3, weights=[1, 1]), "3 weights"),
+        (lambda: halting.RandomPolicy(exits=2, weights=[0, 0]), "one of them above"),
+    ],
+)
+def test_wrong_policies(build: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * V, 2**24])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    torch.manual_seed(0)
+    features = torch.randn(7, D, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(V, (7,))
+    lprobs = (features @ weight.t()).log_softmax(-1)
+    expected, _ = label_smoothed_nll_loss(lprobs, targets[:, None], smoothing)
+    found, likelihood, correct = losses.linear_cross_entropy(features, weight, targets, smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(likelihood, lprobs[range(7), targets].detach())
+    assert torch.equal(correct, lprobs.argmax(1) == targets)
+    ours = torch.autograd.grad(3 * found, (features, weight))
+    theirs = torch.autograd.grad(3 * expected, (features, weight))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.autograd.gradcheck(
+        lambda f, w: losses.linear_cross_entropy(f, w, targets, smoothing=smoothing)[0], (features, weight)
+    )
+
+
+def test_linear_cross_entropy_of_nothing() -> None:
+    features, weight = torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    loss, likelihood, _ = losses.linear_cross_entropy(features, weight, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    assert likelihood.shape == (0,)
+    assert weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        ("uniform", [1, 1, 1, 1]),
+        ("n", [1, 2, 3, 4]),
+        ("sqrt", [1, 2**0.5, 3**0.5, 2]),
+        ("inverse-sqrt", [1, 2**-0.5, 3**-0.5, 0.5]),
+        ("inverse", [1, 1 / 2, 1 / 3, 1 / 4]),
+    ],
+)
+def test_weights_of_the_exits(kind: str, weights: list[float]) -> None:
+    assert losses.exit_weights(kind, 4) == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_scaled_gradient() -> None:
+    x = torch.randn(3, requires_grad=True)
+    y = losses.scale_gradient(x, 0.25)
+    assert torch.equal(y, x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full((3,), 0.25))
+    assert losses.gradient_scales(None, 3) is None
+    assert losses.gradient_scales(0.5, 3) == [1.5, 1.0, 0.5]

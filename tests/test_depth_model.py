@@ -1,0 +1,450 @@
+"""depth_adaptive_transformer: the host's Transformer at full depth, and the same exits and tokens by every way."""
+
+import argparse
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import TransformerModel
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+import depth_adaptive  # noqa: F401  (it registers)
+from depth_adaptive import halting
+from depth_adaptive.criterion import DepthAdaptiveCriterion
+from depth_adaptive.decoder import Pass
+from depth_adaptive.losses import exit_weights
+from depth_adaptive.model import DepthAdaptiveTransformerModel
+from fairseq_host.errors import UserError
+
+LAYERS = 4
+TINY = dict(
+    encoder_layers=2,
+    decoder_layers=LAYERS,
+    encoder_embed_dim=24,
+    decoder_embed_dim=16,
+    encoder_ffn_embed_dim=32,
+    decoder_ffn_embed_dim=32,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    dropout=0.0,
+    max_source_positions=64,
+    max_target_positions=64,
+)
+EMBEDDED = dict(encoder_embed_dim=16, share_all_embeddings=True)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "post-norm": {},
+    "pre-norm": dict(decoder_normalize_before=True, encoder_normalize_before=True),
+    "separate": dict(exit_projections="separate"),
+    "pre-norm, separate": dict(decoder_normalize_before=True, exit_projections="separate", decoder_output_dim=12),
+    "shared embeddings": dict(EMBEDDED, layernorm_embedding=True, decoder_learned_pos=True),
+    "scaled": dict(scale_attn=True, scale_heads=True, scale_fc=True, scale_resids=True, no_scale_embedding=True),
+}
+variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+
+
+@pytest.fixture(autouse=True)
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's attention takes its softmax in float32, whatever the tensors are."""
+    monkeypatch.setattr(utils, "softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim))
+
+
+def dictionary() -> Dictionary:
+    words = Dictionary()
+    for number in range(36):
+        words.add_symbol(f"w{number}")
+    return words
+
+
+def task() -> Any:
+    words = dictionary()
+    return argparse.Namespace(source_dictionary=words, target_dictionary=words, cfg=argparse.Namespace())
+
+
+def arguments(**options: Any) -> argparse.Namespace:
+    args = argparse.Namespace(**(TINY | options))
+    ARCH_CONFIG_REGISTRY["depth_adaptive_transformer"](args)
+    return args
+
+
+def built(**options: Any) -> DepthAdaptiveTransformerModel:
+    torch.manual_seed(1)
+    model = ARCH_MODEL_REGISTRY["depth_adaptive_transformer"].build_model(arguments(**options), task()).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:  # else exits of their own would begin alike
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def sentences(*lengths: int, seed: int = 0, left: bool = False) -> Tensor:
+    """Token ids (B, longest), padded, ending in eos."""
+    draw = torch.Generator().manual_seed(seed)
+    words = dictionary()
+    result = torch.full((len(lengths), max(lengths)), words.pad())
+    for row, length in zip(result, lengths, strict=True):
+        place = slice(len(row) - length, None) if left else slice(length)
+        row[place] = torch.randint(words.nspecial, len(words), (length,), generator=draw)
+        row[place][-1] = words.eos()
+    return result
+
+
+SOURCE = sentences(5, 9, 3)
+GOLD = sentences(7, 4, 6, seed=1)
+TARGET = torch.cat([torch.full((3, 1), 2), GOLD[:, :-1]], 1).masked_fill(GOLD == 1, 1)  # the previous words
+
+
+def run(model: Any, source: Tensor = SOURCE, target: Tensor = TARGET) -> Any:
+    return model(source, source.ne(1).sum(1), target)
+
+
+def plain_twin(model: DepthAdaptiveTransformerModel, **options: Any) -> TransformerModel:
+    torch.manual_seed(2)
+    plain = TransformerModel.build_model(arguments(**options), task()).double().eval()
+    state = {name: value for name, value in model.state_dict().items() if name in plain.state_dict()}
+    plain.load_state_dict(state)
+    return plain
+
+
+def beam(model: Any, source: Tensor, size: int = 5) -> list[list[tuple[list[int], float]]]:
+    generator = SequenceGenerator([model], dictionary(), beam_size=size, max_len_a=0, max_len_b=12)
+    found = generator.generate([model], {"net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}})
+    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in found]
+
+
+@variants
+def test_full_depth_is_the_hosts_transformer(options: dict[str, Any]) -> None:
+    """Teacher-forced, by beam search, and with the last exit chosen, which takes our way of decoding."""
+    model = built(**options)
+    plain = plain_twin(model, **options)
+    expected = run(plain)[0]
+    torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
+    by_host = beam(plain, SOURCE)
+    assert [[t for t, _ in h] for h in beam(model, SOURCE)] == [[t for t, _ in h] for h in by_host]
+    model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=LAYERS)
+    torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
+    for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
+        assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
+        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
+
+
+def policies(model: DepthAdaptiveTransformerModel) -> dict[str, halting.Policy]:
+    """One of each kind, that exits at several blocks."""
+    decoder = model.decoder
+    torch.manual_seed(3)
+
+    def learnt(kind: str, **more: Any) -> halting.Policy:
+        module = halting.build_halting(kind, decoder_dim=16, encoder_dim=decoder.cfg.encoder.embed_dim, exits=LAYERS)
+        assert module is not None
+        with torch.no_grad():
+            module.unit.weight.normal_(0, 8)
+            module.unit.bias.zero_()
+        return halting.HaltingPolicy(exits=LAYERS, halting=module.double(), **more)
+
+    seen = Pass()
+    decoder.states(TARGET, model.encoder(SOURCE, SOURCE.ne(1).sum(1)), seen)
+    certainty = [decoder.exit_logits(n, seen.states[n - 1]).softmax(-1).amax(-1) for n in range(1, LAYERS)]
+    thresholds = [values[TARGET != 1].median().item() for values in certainty]
+    return {
+        "fixed": halting.FixedPolicy(exits=LAYERS, exit=2),
+        "random": halting.RandomPolicy(exits=LAYERS, weights=[2, 1, 1, 1]),
+        "confidence": halting.ConfidencePolicy(exits=LAYERS, thresholds=thresholds),
+        "sequence": learnt("sequence"),
+        "token": learnt("token"),
+        "geometric": learnt("geometric", thresholds=[0.6, 0.5, 0.3]),
+    }
+
+
+POLICIES = ["fixed", "random", "confidence", "sequence", "token", "geometric"]
+
+
+def by_loop(model: DepthAdaptiveTransformerModel, policy: halting.Policy) -> tuple[Tensor, Tensor]:
+    """Logits and exits, one sentence and one position after the other, every block from the states' definition."""
+    decoder = model.decoder
+    logits = torch.zeros(*TARGET.shape, len(dictionary()), dtype=torch.double)
+    exits = torch.zeros_like(TARGET)
+    for b in range(TARGET.size(0)):
+        source = SOURCE[b][SOURCE[b] != 1][None]
+        encoder_out = model.encoder(source, torch.tensor([source.size(1)]))
+        memory = encoder_out["encoder_out"][0]
+        target = TARGET[b][TARGET[b] != 1]
+        frozen: list[int] = []
+        for t in range(len(target)):
+            prefix = target[None, : t + 1]
+            for exit in [*range(1, LAYERS), LAYERS]:
+                run_ = Pass(torch.tensor([[*frozen, LAYERS]]))
+                decoder.states(prefix, encoder_out, run_)
+                first, state = run_.states[0][0, t], run_.states[exit - 1][0, t]
+                planned = policy.planned(memory.mean(0), first[None], target[t][None], torch.tensor([t]))
+                if exit == LAYERS:
+                    break
+                if planned is not None:
+                    if planned.item() == exit:
+                        break
+                elif policy.stops(exit, state[None], lambda n=exit, s=state: decoder.exit_logits(n, s[None])).item():
+                    break
+            frozen.append(exit)
+            exits[b, t] = exit
+            logits[b, t] = decoder.exit_logits(exit, state)
+    return logits, exits
+
+
+@variants
+@pytest.mark.parametrize("name", POLICIES)
+def test_teacher_forced_exits_are_those_of_the_definition(name: str, options: dict[str, Any]) -> None:
+    model = built(**options)
+    policy = model.decoder.policy = policies(model)[name]
+    logits, extra = run(model)
+    expected, exits = by_loop(model, policy)
+    real = TARGET != 1
+    assert torch.equal(extra["exits"][real], exits[real])
+    if name not in ("fixed", "sequence"):
+        assert len(exits[real].unique()) > 1
+    torch.testing.assert_close(logits[real], expected[real], rtol=0, atol=1e-10)
+
+
+@variants
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("copies", ["eager", "deferred"])
+def test_step_by_step_is_teacher_forced(name: str, copies: str, options: dict[str, Any]) -> None:
+    """With rows reordered, repeated and dropped after every step, as beam search does."""
+    model = built(**options, exit_copies=copies)
+    policy = model.decoder.policy = policies(model)[name]
+    draw = torch.Generator().manual_seed(5)
+    source = sentences(5, 9, 3, 9, seed=7)
+    encoded = model.encoder(source, source.ne(1).sum(1))
+    order = torch.arange(4).repeat_interleave(3)
+    rows = order
+    encoded = model.encoder.reorder_encoder_out(encoded, order)
+    history = torch.full((12, 1), 2)
+    state: dict[str, Any] = {}
+    with torch.no_grad():
+        for step in range(7):
+            logits, extra = model.decoder(history, encoded, state)
+            full, all_extra = run(model, source[rows], history)
+            assert torch.equal(extra["exits"][:, 0], all_extra["exits"][:, -1])
+            assert torch.equal(state["depth_adaptive"].exits, all_extra["exits"])
+            torch.testing.assert_close(logits[:, 0], full[:, -1], rtol=0, atol=1e-10)
+            kept = rows.unique()
+            if step % 3 == 2:
+                kept = kept[1:]  # a sentence is finished
+            order = torch.cat(
+                [(rows == s).nonzero().squeeze(1)[torch.randint(3, (3,), generator=draw)] for s in kept.tolist()]
+            )
+            rows, history = rows[order], history[order]
+            encoded = model.encoder.reorder_encoder_out(encoded, order)
+            model.decoder.reorder_incremental_state_scripting(state, order)
+            new = torch.randint(4, 40, (len(rows), 1), generator=draw)
+            history = torch.cat([history, new], 1)
+    assert policy is model.decoder.policy
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("copies", ["eager", "deferred"])
+def test_translations_do_not_hang_on_the_batch(name: str, copies: str) -> None:
+    model = built(exit_copies=copies)
+    model.decoder.policy = policies(model)[name]
+    lengths = [5, 9, 3, 7, 9, 2, 6, 1] * 4
+    everything = sentences(*lengths, seed=11, left=True)
+    alone = [beam(model, everything[i : i + 1, -length:])[0] for i, length in enumerate(lengths[:8])]
+    draw = torch.Generator().manual_seed(1)
+    for size in (8, 32):
+        order = torch.randperm(size, generator=draw)
+        together = beam(model, everything[order])
+        for place, index in enumerate(order.tolist()):
+            if index < 8:
+                assert [t for t, _ in together[place]] == [t for t, _ in alone[index]]
+
+
+def criterion(**options: Any) -> DepthAdaptiveCriterion:
+    defaults = dict(
+        label_smoothing=0.1, exit_weighting="uniform", halting_weight=0.5, halting_oracle="correctness",
+        halting_penalty=0.1, halting_smoothing=0.0,
+    )  # fmt: skip
+    return DepthAdaptiveCriterion(task(), **(defaults | options))
+
+
+def sample() -> dict[str, Any]:
+    inputs = {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(1).sum(1), "prev_output_tokens": TARGET}
+    return {"net_input": inputs, "target": GOLD, "ntokens": int((GOLD != 1).sum())}
+
+
+def smoothed_loss(logits: Tensor, target: int, smoothing: float) -> Tensor:
+    lprobs = logits.log_softmax(-1)
+    spread = smoothing / (len(logits) - 1)
+    return -(1 - smoothing - spread) * lprobs[target] - spread * lprobs.sum()
+
+
+@variants
+@pytest.mark.parametrize("weighting", ["uniform", "n", "sqrt", "inverse-sqrt", "inverse"])
+def test_aligned_loss_is_a_loop_over_exits_and_tokens(weighting: str, options: dict[str, Any]) -> None:
+    model = built(**options).train()
+    loss, size, log = criterion(exit_weighting=weighting)(model, sample())
+    weights = exit_weights(weighting, LAYERS)
+    expected, nll = torch.zeros((), dtype=torch.double), torch.zeros(LAYERS, dtype=torch.double)
+    target = sample()["target"]
+    for n, b in itertools.product(range(1, LAYERS + 1), range(3)):
+        source = SOURCE[b][SOURCE[b] != 1][None]
+        pass_ = Pass()
+        model.decoder.states(TARGET[b : b + 1], model.encoder(source, None), pass_)
+        for t in (target[b] != 1).nonzero().flatten().tolist():
+            logits = model.decoder.exit_logits(n, pass_.states[n - 1][0, t])
+            expected = expected + weights[n - 1] * smoothed_loss(logits, target[b, t], 0.1)
+            nll[n - 1] -= logits.log_softmax(-1)[target[b, t]].item()
+    torch.testing.assert_close(loss, expected)
+    assert size == 17
+    torch.testing.assert_close(torch.stack([log[f"nll_{n}"] for n in range(1, LAYERS + 1)]), nll)
+    named = dict(model.named_parameters())
+    ours = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    theirs = torch.autograd.grad(expected, list(named.values()), allow_unused=True)
+    for name, one, other in zip(named, ours, theirs, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_mixed_loss_copies_the_states_of_exited_tokens(samples: int) -> None:
+    options = dict(exit_training="mixed", exit_samples=samples, exit_projections="separate")
+    model = built(**options).train()
+    torch.manual_seed(9)
+    loss, _, _ = criterion()(model, sample())
+    torch.manual_seed(9)
+    expected, target = torch.zeros((), dtype=torch.double), sample()["target"]
+    for _ in range(samples):
+        exits = torch.randint(1, LAYERS + 1, TARGET.shape)
+        run_ = Pass(exits)
+        model.decoder.states(TARGET, model.encoder(SOURCE, SOURCE.ne(1).sum(1)), run_)
+        for b, t in (target != 1).nonzero().tolist():
+            n = int(exits[b, t])
+            for above in range(n, LAYERS):
+                assert torch.equal(run_.states[above][b, t], run_.states[n - 1][b, t])
+            logits = model.decoder.exit_logits(n, run_.states[n - 1][b, t])
+            expected = expected + smoothed_loss(logits, target[b, t], 0.1) / samples
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token", "geometric"])
+@pytest.mark.parametrize("oracle", ["likelihood", "correctness"])
+@pytest.mark.parametrize("training", ["aligned", "mixed"])
+def test_halting_loss_is_a_loop_over_tokens(kind: str, oracle: str, training: str) -> None:
+    model = built(halting=kind, exit_training=training).train()
+    judge = criterion(halting_oracle=oracle, halting_weight=0.7)
+    torch.manual_seed(9)
+    loss, _, log = judge(model, sample())
+    torch.testing.assert_close(loss.detach(), log["exits_loss"] + 0.7 * log["halting_loss"])
+    target = sample()["target"]
+    encoder_out = model.encoder(SOURCE, SOURCE.ne(1).sum(1))
+    run_ = Pass()
+    model.decoder.states(TARGET, encoder_out, run_)
+    unit, expected, exits = model.decoder.halting.unit, 0.0, 0
+    for b in range(3):
+        tokens = (target[b] != 1).nonzero().flatten().tolist()
+        scores = torch.zeros(LAYERS, len(tokens), dtype=torch.double)
+        for n, (i, t) in itertools.product(range(LAYERS), enumerate(tokens)):
+            lprobs = model.decoder.exit_logits(n + 1, run_.states[n][b, t]).log_softmax(-1)
+            right = float(lprobs.argmax() == target[b, t])
+            scores[n, i] = lprobs[target[b, t]] if oracle == "likelihood" else right
+        length = int((SOURCE[b] != 1).sum())
+        sentence = encoder_out["encoder_out"][0][:length, b].mean(0)
+        for i, t in enumerate(tokens):
+            states = [run_.states[n][b, t] for n in range(LAYERS)]
+            if kind == "geometric":
+                chi = [torch.sigmoid(unit(state)).item() for state in states[:-1]] + [1.0]
+                q = [chi[n] * torch.tensor([1 - c for c in chi[:n]]).prod().item() for n in range(LAYERS)]
+            else:
+                q = unit(sentence if kind == "sequence" else states[0]).softmax(-1).tolist()
+            total = scores.sum(1) if kind == "sequence" else scores[:, i]
+            best = max(range(LAYERS), key=lambda n, total=total: (round(total[n].item() - 0.1 * (n + 1), 10), -n))
+            expected -= torch.tensor(q[best]).log().item()
+            exits += best + 1
+    assert log["halting_loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert log["oracle_exit"] == exits
+
+
+def test_scaled_gradients_by_hand() -> None:
+    """Block m's share of exit n's gradient is gamma_n / (gamma_{m+1} ... gamma_n)."""
+    scaled, plain = (built(exit_gradient_scale=scale).train() for scale in (0.5, None))
+    gammas = [0.5 * (LAYERS - n + 1) for n in range(1, LAYERS + 1)]
+    for n in range(1, LAYERS + 1):
+        weights = [float(m == n) for m in range(1, LAYERS + 1)]
+        for m in range(1, n + 1):
+            gradients = []
+            for model in (scaled, plain):
+                run_ = Pass()
+                model.decoder.states(TARGET, model.encoder(SOURCE, None), run_)
+                loss, _, _ = criterion().cross_entropy(
+                    model.decoder, n, run_.states[n - 1].flatten(0, 1), TARGET.flatten()
+                )
+                (gradient,) = torch.autograd.grad(loss * weights[n - 1], model.decoder.layers[m - 1].fc1.weight)
+                gradients.append(gradient)
+            factor = gammas[n - 1]
+            for between in range(m + 1, n + 1):
+                factor /= gammas[between - 1]
+            torch.testing.assert_close(gradients[0], factor * gradients[1])
+
+
+@variants
+def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) -> None:
+    model = built(**options, halting="geometric")
+    torch.manual_seed(4)
+    plain = TransformerModel.build_model(arguments(**options), task()).double().eval()
+    state = copy.deepcopy(plain.state_dict())
+    model.load_state_dict(state, strict=True)
+    torch.testing.assert_close(run(model)[0], run(plain)[0])
+    assert len(model.decoder.exit_projections) == (LAYERS - 1 if options.get("exit_projections") == "separate" else 0)
+    for projection in model.decoder.exit_projections:
+        assert torch.equal(projection.weight, plain.decoder.output_projection.weight)
+
+
+def test_halting_alone() -> None:
+    model = built(halting="geometric", halting_only=True).train()
+    loss, _, _ = criterion()(model, sample())
+    loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        "decoder.halting.unit.weight",
+        "decoder.halting.unit.bias",
+    }
+
+
+WRONG = {
+    "exit too deep": (dict(exit_policy="fixed", exit_layer=5), "--exit-layer must be from 1 to 4.*given 5"),
+    "exit of zero": (dict(exit_layer=0), "--exit-layer must be from 1 to 4"),
+    "fixed where": (dict(exit_policy="fixed"), "--exit-policy fixed needs --exit-layer: from 1 to 4"),
+    "threshold": (dict(exit_policy="confidence", exit_threshold="1.2"), "--exit-threshold.*from 0 to 1, given 1.2"),
+    "thresholds": (dict(exit_policy="confidence", exit_threshold="0.1,0.2"), "--exit-threshold: 1 or 3 thresholds"),
+    "no number": (dict(exit_policy="confidence", exit_threshold="high"), "--exit-threshold must be numbers"),
+    "no halting": (dict(exit_policy="halting"), "trained with --halting.*full, fixed, random, confidence"),
+    "nothing to train": (dict(halting_only=True), "--halting-only needs --halting: one of sequence, token, geometric"),
+    "distribution": (dict(exit_policy="random", exit_distribution="1,2"), "--exit-distribution: 4 weights"),
+    "samples": (dict(exit_samples=0), "--exit-samples must be at least 1"),
+    "scale": (dict(exit_gradient_scale=0.0), "--exit-gradient-scale must be above 0"),
+    "layerdrop": (dict(decoder_layerdrop=0.1), "--decoder-layerdrop does not work with exits"),
+    "cross self": (dict(cross_self_attention=True, exit_policy="random"), "--cross-self-attention works with"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options_are_named(case: str) -> None:
+    options, message = WRONG[case]
+    with pytest.raises(UserError, match=message):
+        built(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(label_smoothing=1.0), "--label-smoothing must be at least 0 and below 1"),
+        (dict(halting_weight=-1.0), "--halting-weight must be at least 0"),
+        (dict(halting_penalty=float("nan")), "--halting-penalty must be at least 0"),
+        (dict(halting_smoothing=-0.1), "--halting-smoothing must be at least 0"),
+    ],
+)
+def test_wrong_options_of_the_criterion(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        criterion(**options)
