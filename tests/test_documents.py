@@ -160,6 +160,7 @@ def helps() -> dict[str, str]:
             [str(script), "--help"], check=True, capture_output=True, text=True, env=environment
         ).stdout
         for script in sorted(ROOT.glob("recipes/*.sh"))
+        if script.name != "environment.sh"  # the others source it
     }
 
 
@@ -245,3 +246,18 @@ def test_hydra_names_are_those_of_the_code() -> None:
         group, _, option = name.partition(".")
         if group in ("model", "task"):
             assert option in (model if group == "model" else task), name
+
+
+def test_commits_of_the_results_exist() -> None:
+    """A figure stands with a commit that can be checked out; a copy without its history cannot tell."""
+    text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bcommits? ([0-9a-f]{7,40})\b", text)) | set(re.findall(r"\| ([0-9a-f]{7,40}) \|", text))
+    assert named
+    if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+        return
+    missing = sorted(commit for commit in named if git("cat-file", "-e", f"{commit}^{{commit}}").returncode)
+    assert not missing
+
+
+def git(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
