@@ -179,6 +179,20 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, data: Path, mini:
     wait_until_gone(tmp_path / "runs")
 
 
+def test_a_disk_that_fills_loses_nothing(finished: Path, data: Path, mini: Path, tmp_path: Path) -> None:
+    """/dev/full stands for the place of the third epoch's checkpoint."""
+    call: list[object] = ["toy", mini, "--data", data, "--runs", tmp_path, "--cpu"]
+    assert recipe("train", *call, "--", "--max-epoch", "2").returncode == 0
+    folder = tmp_path / "toy/mini/checkpoints"
+    before = files(folder)
+    (folder / f"checkpoint3.pt{checkpoints.TEMPORARY_SUFFIX}").symlink_to("/dev/full")
+    refused(recipe("train", *call), "checkpoint3.pt: No space left on device", "earlier checkpoints are untouched")
+    assert files(folder) == before
+    done = recipe("train", *call)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_training(tmp_path, finished)
+
+
 def test_ctrl_c_ends_everything_and_says_how_to_go_on(data: Path, mini: Path, tmp_path: Path) -> None:
     call = ["toy", str(mini), "--data", str(data), "--runs", str(tmp_path / "runs"), "--cpu"]
     process = start([*call, "--", "--max-epoch", "1000"])

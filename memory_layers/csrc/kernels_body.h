@@ -253,7 +253,7 @@ INLINE A sampled_threshold(const A* x, int64_t n, int64_t wanted) {
     for (int64_t q = 0; q < Q; ++q) counts[q] = count_at_least(counts[q], v, samples[q]);
   }
   Vec<A> best = spread(-(A)__builtin_inf());
-  for (int64_t q = 0; q < Q; ++q) best = (counts[q] >= (Int<A>)wanted) & (samples[q] > best) ? samples[q] : best;
+  for (int64_t q = 0; q < Q; ++q) best = ((counts[q] >= (Int<A>)wanted) & (samples[q] > best)) ? samples[q] : best;
   return largest_lane(best);
 }
 
