@@ -190,16 +190,40 @@ class Translator:
         """
         if not hasattr(self.model, "recorded_usage"):
             return {}
+        with self.model.recorded_usage() as records:
+            for _ in self._forced(sentences, translations, max_tokens):
+                pass
+        return records
+
+    def exits(
+        self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
+    ) -> list[list[int]] | None:
+        """The exit, from 1, of each token of `translations`; None if the model has no exits, or always takes the last.
+
+        Beam search has taken the same.
+        """
+        if getattr(getattr(self.model, "decoder", None), "policy", None) is None:
+            return None
+        found: list[list[int]] = [[] for _ in sentences]
+        for batch, (_, extra) in self._forced(sentences, translations, max_tokens):
+            for index, exits in zip(batch, extra["exits"].tolist(), strict=True):
+                found[index] = exits[: len(translations[index].tokens)]
+        return found
+
+    def _forced(
+        self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Lead the model through `translations`: (indices of a batch, the model's output for it)."""
         encoded = [self.encode(sentence)[0] for sentence in sentences]
         dictionary = self.task.target_dictionary
         eos = torch.tensor([dictionary.eos()])
-        with torch.no_grad(), self.model.recorded_usage() as records:
-            for batch in self.batches([len(source) for source in encoded], max_tokens):
-                inputs = self._sample([encoded[i] for i in batch])["net_input"]
-                previous = [torch.cat([eos, translations[i].tokens[:-1]]) for i in batch]
-                padded = data_utils.collate_tokens(previous, dictionary.pad())
-                self.model(**inputs, prev_output_tokens=padded.to(self.device))
-        return records
+        for batch in self.batches([len(source) for source in encoded], max_tokens):
+            inputs = self._sample([encoded[i] for i in batch])["net_input"]
+            previous = [torch.cat([eos, translations[i].tokens[:-1]]) for i in batch]
+            padded = data_utils.collate_tokens(previous, dictionary.pad())
+            with torch.no_grad():
+                output = self.model(**inputs, prev_output_tokens=padded.to(self.device))
+            yield batch, output
 
     def _generator(self, options: Mapping[str, Any], longest: int) -> Any:
         names = {name.replace("-", "_"): value for name, value in options.items()}
@@ -303,10 +327,16 @@ def _alignments_wanted(model: Any) -> Iterator[None]:
 
 
 def load_translator(
-    state: dict[str, Any], *, path: Path, corpus: Corpus, user_dir: Path | None, device: str
+    state: dict[str, Any],
+    *,
+    path: Path,
+    corpus: Corpus,
+    user_dir: Path | None,
+    device: str,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Translator:
-    """The translator for a checkpoint's `state` (of file `path`, for messages) on a prepared corpus."""
-    model, task = loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir)
+    """The translator for a checkpoint's `state` on a prepared corpus; see `loading.load_model`."""
+    model, task = loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)
     return Translator(
         model=model,
         task=task,

@@ -7,10 +7,11 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
@@ -19,7 +20,9 @@ from recipes.runs import Corpus, Run
 
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
-WRITTEN = re.compile(r"(hypotheses|references|scores)\.txt|scores\.json|(training|alignment-\d+|slots-\w+)\.png")
+WRITTEN = re.compile(
+    r"(hypotheses|references|scores)\.txt|scores\.json|exits\.jsonl|(training|alignment-\d+|slots-\w+)\.png"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"mean of the last N epochs' checkpoints (default: up to {DEFAULT_AVERAGE})",
+    )
+    found.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value of one of the model's options, such as exit_policy=confidence; may be repeated",
     )
     found.add_argument("--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)")
     found.add_argument(
@@ -147,21 +157,6 @@ def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     return sources, references
 
 
-def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int) -> list[int]:
-    """Sentences of readable length, spread over the test set; the same ones on every call."""
-
-    def readable(index: int, low: int, high: int) -> bool:
-        return all(low <= len(text.split()) <= high for text in (sources[index], texts[index]))
-
-    for low, high in ((5, 14), (2, 25), (1, 60)):
-        found = [i for i in range(len(sources)) if readable(i, low, high)]
-        if len(found) >= count:
-            break
-    if len(found) <= count:
-        return found
-    return [found[k * len(found) // count] for k in range(count)]
-
-
 def replace_folder(new: Path, final: Path) -> None:
     """Put the complete folder `new` in the place of `final`; an old `final` goes once that is there."""
     if not final.exists():
@@ -207,7 +202,8 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     train_call = runs.call("recipes/train.sh", arguments)
     record = check_run(run, corpus, train_call)
     paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
-    name = "evaluation" if arguments.split == "test" else f"evaluation-{arguments.split}"
+    overrides = overridden(arguments.override)
+    name = "-".join(["evaluation", *([] if arguments.split == "test" else [arguments.split]), *arguments.override])
     output: Path = arguments.output or run.folder / name
     check_output(output, ours=arguments.output is None)
     recover(output)
@@ -216,7 +212,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     corpus.verify(*files_of(corpus, arguments.split))
     try:
-        from recipes import decoding, loading
+        from recipes import decoding, loading, measuring
     except ModuleNotFoundError as error:
         raise UserError(
             f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
@@ -240,11 +236,11 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if record.get("status") != "finished":
         print(f"note: this training is not finished ({record.get('status')}); {train_call} goes on with it")
     state = load(paths, train_call)
-    place = Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device)
+    place = measuring.Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device, overrides)
     if loading.is_language_model(state):
-        found = foretell(state, place, references, search["max-tokens"])
+        found = measuring.foretell(state, place, references, search["max-tokens"])
     else:
-        found = translate(state, place, sources, references, search, arguments.pictures)
+        found = measuring.translate(state, place, sources, references, search, arguments.pictures)
     scores: dict[str, Any] = {
         **found.scores,
         "corpus": corpus.name,
@@ -252,6 +248,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "split": arguments.split,
         "sentences": len(sources),
         "checkpoint": what,
+        "overrides": overrides,
         "updates": updates_of(state),
         "training_status": record.get("status"),
         "training_seconds": record.get("seconds"),
@@ -271,7 +268,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     try:
         building.chmod(0o755)
         draw_training(building, run)
-        draw_slots(building, found.usages)
+        measuring.draw_slots(building, found.usages)
         found.write(building)
         (building / "scores.txt").write_text(table, encoding="utf-8")
         runs.write_json(building / "scores.json", scores)
@@ -285,94 +282,6 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Place:
-    """What is evaluated where."""
-
-    corpus: Corpus
-    split: str
-    checkpoint: Path  # for messages
-    user_dir: Path | None
-    device: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """What an evaluation found: its own part of scores.json, and how to show it."""
-
-    scores: dict[str, Any]
-    usages: Mapping[str, Any]  # of the slots of memories, by layer
-    table: Callable[[Mapping[str, Any]], str]
-    write: Callable[[Path], None]  # the files beside scores.json, into a folder
-    last_line: str
-
-
-def translate(
-    state: dict[str, Any],
-    place: Place,
-    sources: Sequence[str],
-    references: Sequence[str],
-    search: Mapping[str, Any],
-    pictures: int,
-) -> Found:
-    """Translate `sources` and score the translations."""
-    from tqdm import tqdm
-
-    from recipes import decoding, scoring
-
-    translator = decoding.load_translator(
-        state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir, device=place.device
-    )
-    print(f"Translating {len(sources):,} sentences of {place.split} with beam {search['beam']}", flush=True)
-    with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
-        translations, statistics = translator.translate(sources, search, progress=bar)
-    if statistics.truncated:
-        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
-    hypotheses = [translation.text for translation in translations]
-    usages = translator.slot_usage(sources, translations, search["max-tokens"])
-    print("Scoring with sacreBLEU", flush=True)
-    scores: dict[str, Any] = {
-        **scoring.score(hypotheses, references, place.corpus.target),
-        "seconds": round(statistics.seconds, 3),
-        "tokens": statistics.tokens,
-        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
-        "truncated": statistics.truncated,
-        "parameters": translator.parameters,
-        "beam": search["beam"],
-        "lenpen": search["lenpen"],
-        "search": search,
-        **slot_figures(usages),
-    }
-
-    def write(folder: Path) -> None:
-        write_lines(folder / "hypotheses.txt", hypotheses)
-        write_lines(folder / "references.txt", references)
-        draw_alignments(folder, translator, sources, translations, pictures)
-
-    return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
-
-
-def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
-    """Score a language model by its perplexity of `references`."""
-    from tqdm import tqdm
-
-    from recipes import loading, perplexity
-
-    model, task = loading.load_model(state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir)
-    print(f"Reading {len(references):,} sentences of {place.split}", flush=True)
-    with tqdm(unit=" sub-words", smoothing=0.1) as bar:
-        found, usages = perplexity.measure(
-            model, task, place.split, max_tokens=max_tokens, device=place.device, progress=bar
-        )
-    scores: dict[str, Any] = {
-        **perplexity.scores(found, references),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **slot_figures(usages),
-    }
-    last_line = f"perplexity = {scores['perplexity']['word']:.2f}"
-    return Found(scores, usages, perplexity.table, lambda folder: None, last_line)
-
-
 def files_of(corpus: Corpus, split: str) -> list[str]:
     """Files of the corpus that an evaluation reads, below its folder."""
     models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
@@ -384,13 +293,18 @@ def files_of(corpus: Corpus, split: str) -> list[str]:
     return sorted(models | dictionaries | texts | monolingual)
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of scores.json about the slots of memories; none without memories."""
-    return {"slot_usage": {layer: usage.figures() for layer, usage in usages.items()}} if usages else {}
+def overridden(given: Sequence[str]) -> dict[str, Any]:
+    """{"exit_policy": "confidence"} from ["exit_policy=confidence"]; values are read as YAML."""
+    found = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or "/" in value:
+            raise UserError(f"--override {word}: must be NAME=VALUE, such as exit_policy=confidence")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--override {word}: {value!r} is no value in YAML") from None
+    return found
 
 
 def check_output(output: Path, *, ours: bool) -> None:
@@ -427,32 +341,6 @@ def draw_training(folder: Path, run: Run) -> None:
     from recipes import pictures
 
     pictures.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
-
-
-def draw_alignments(
-    folder: Path, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
-) -> None:
-    """alignment-1.png and on for a model that says what it looked at."""
-    from recipes import pictures
-
-    drawn = 0
-    for index in chosen_for_pictures(sources, [t.text for t in translations], count):
-        found = translator.alignment(sources[index], translations[index])
-        if found is None:
-            continue
-        drawn += 1
-        path = folder / f"alignment-{drawn}.png"
-        pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
-    if count and not drawn:
-        print("note: no alignment pictures: this model does not say what it looked at")
-
-
-def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
-    """slots-d2.png for the memory of decoder layer 2, and so on."""
-    from recipes import pictures
-
-    for layer, usage in usages.items():
-        pictures.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
 
 
 def main() -> int:

@@ -19,11 +19,19 @@ def is_language_model(state: Mapping[str, Any]) -> bool:
     return name == "language_modeling"
 
 
-def load_model(state: Mapping[str, Any], *, path: Path, corpus: Corpus, user_dir: Path | None) -> tuple[Any, Any]:
-    """(model, task) for a checkpoint's `state` (of file `path`, for messages).
+def load_model(
+    state: Mapping[str, Any],
+    *,
+    path: Path,
+    corpus: Corpus,
+    user_dir: Path | None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """(model, task) for a checkpoint's `state` (of file `path`, for messages), with other options of the model.
 
     Raises:
-        UserError: the state does not fit the corpus or the installed code, or its parameters are not finite.
+        UserError: the state does not fit the corpus or the installed code, its parameters are not finite, or the
+            model has no such option.
     """
     import fairseq_host
 
@@ -42,6 +50,10 @@ def load_model(state: Mapping[str, Any], *, path: Path, corpus: Corpus, user_dir
         else:
             configuration.task.data = str(corpus.bin)
             configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target
+        for name, value in (overrides or {}).items():
+            if not hasattr(configuration.model, name):
+                raise UserError(f"--override {name}={value}: the model has no option {name}")
+            setattr(configuration.model, name, value)
         if "eval_bleu" in configuration.task:
             configuration.task.eval_bleu = False  # it would load a tokeniser for nothing
     try:

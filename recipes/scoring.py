@@ -64,6 +64,11 @@ def facts(scores: Mapping[str, Any]) -> list[str]:
     speed = f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"
     rows["decoding" if translated else "reading"] = speed
     rows["device"] = f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"
+    if scores.get("overrides"):
+        rows["overrides"] = ", ".join(f"{name} {value}" for name, value in scores["overrides"].items())
+    if "exits" in scores:
+        counts = ", ".join(f"{exit}: {count:,}" for exit, count in scores["exits"]["tokens"].items())
+        rows["exits"] = f"mean {scores['exits']['mean']:.2f} (tokens by exit {counts})"
     for layer, usage in scores.get("slot_usage", {}).items():
         rows[f"memory {layer}"] = f"{usage['used']:.1%} of the slots, divergence from uniform {usage['kl']:.2f} nats"
     rows["commit"] = scores["commit"] or "unknown"

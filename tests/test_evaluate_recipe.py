@@ -16,7 +16,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_host import checkpoints
 from fairseq_host.errors import UserError
-from recipes import decoding, evaluate, runs
+from recipes import decoding, evaluate, measuring, runs
 
 
 @pytest.fixture(scope="module")
@@ -477,13 +477,13 @@ def test_epochs_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
     texts = [" ".join(["word"] * (n % 30)) for n in range(300)]
-    chosen = evaluate.chosen_for_pictures(texts, texts, 4)
-    assert chosen == evaluate.chosen_for_pictures(texts, texts, 4)
+    chosen = measuring.chosen_for_pictures(texts, texts, 4)
+    assert chosen == measuring.chosen_for_pictures(texts, texts, 4)
     assert len(set(chosen)) == 4
     assert all(5 <= len(texts[i].split()) <= 14 for i in chosen)
     assert chosen[-1] > 150
-    assert evaluate.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
-    assert evaluate.chosen_for_pictures([], [], 4) == []
+    assert measuring.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
+    assert measuring.chosen_for_pictures([], [], 4) == []
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""What an evaluation measures: a translator by its translations, a language model by its perplexity."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recipes import decoding, loading, perplexity, pictures, scoring
+from recipes.runs import Corpus
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is evaluated where."""
+
+    corpus: Corpus
+    split: str
+    checkpoint: Path  # for messages
+    user_dir: Path | None
+    device: str
+    overrides: Mapping[str, Any]  # of the model's options
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation found: its own part of scores.json, and how to show it."""
+
+    scores: dict[str, Any]
+    usages: Mapping[str, Any]  # of the slots of memories, by layer
+    table: Callable[[Mapping[str, Any]], str]
+    write: Callable[[Path], None]  # the files beside scores.json, into a folder
+    last_line: str
+
+
+def translate(
+    state: dict[str, Any],
+    place: Place,
+    sources: Sequence[str],
+    references: Sequence[str],
+    search: Mapping[str, Any],
+    count: int,
+) -> Found:
+    """Translate `sources` and score the translations; draw the alignments of `count` sentences."""
+    translator = decoding.load_translator(
+        state,
+        path=place.checkpoint,
+        corpus=place.corpus,
+        user_dir=place.user_dir,
+        device=place.device,
+        overrides=place.overrides,
+    )
+    print(f"Translating {len(sources):,} sentences of {place.split} with beam {search['beam']}", flush=True)
+    with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
+        translations, statistics = translator.translate(sources, search, progress=bar)
+    if statistics.truncated:
+        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
+    hypotheses = [translation.text for translation in translations]
+    usages = translator.slot_usage(sources, translations, search["max-tokens"])
+    exits = translator.exits(sources, translations, search["max-tokens"])
+    print("Scoring with sacreBLEU", flush=True)
+    scores: dict[str, Any] = {
+        **scoring.score(hypotheses, references, place.corpus.target),
+        "seconds": round(statistics.seconds, 3),
+        "tokens": statistics.tokens,
+        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
+        "truncated": statistics.truncated,
+        "parameters": translator.parameters,
+        "beam": search["beam"],
+        "lenpen": search["lenpen"],
+        "search": search,
+        **slot_figures(usages),
+        **exit_figures(exits),
+    }
+
+    def write(folder: Path) -> None:
+        write_lines(folder / "hypotheses.txt", hypotheses)
+        write_lines(folder / "references.txt", references)
+        if exits is not None:
+            pairs = zip(translations, exits, strict=True)
+            write_lines(
+                folder / "exits.jsonl",
+                [json.dumps({"pieces": [*t.pieces, "</s>"], "exits": e}, ensure_ascii=False) for t, e in pairs],
+            )
+        draw_alignments(folder, translator, sources, translations, count)
+
+    return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
+
+
+def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
+    """Score a language model by its perplexity of `references`."""
+    model, task = loading.load_model(
+        state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir, overrides=place.overrides
+    )
+    print(f"Reading {len(references):,} sentences of {place.split}", flush=True)
+    with tqdm(unit=" sub-words", smoothing=0.1) as bar:
+        found, usages = perplexity.measure(
+            model, task, place.split, max_tokens=max_tokens, device=place.device, progress=bar
+        )
+    scores: dict[str, Any] = {
+        **perplexity.scores(found, references),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **slot_figures(usages),
+    }
+    last_line = f"perplexity = {scores['perplexity']['word']:.2f}"
+    return Found(scores, usages, perplexity.table, lambda folder: None, last_line)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of scores.json about the slots of memories; none without memories."""
+    return {"slot_usage": {layer: usage.figures() for layer, usage in usages.items()}} if usages else {}
+
+
+def exit_figures(exits: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+    """The part of scores.json about the decoder's exits: their mean, and how many tokens took each."""
+    if exits is None:
+        return {}
+    counts = Counter(exit for sentence in exits for exit in sentence)
+    mean = sum(exit * count for exit, count in counts.items()) / counts.total()
+    return {"exits": {"mean": round(mean, 4), "tokens": {str(exit): counts[exit] for exit in sorted(counts)}}}
+
+
+def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int) -> list[int]:
+    """Sentences of readable length, spread over the test set; the same ones on every call."""
+
+    def readable(index: int, low: int, high: int) -> bool:
+        return all(low <= len(text.split()) <= high for text in (sources[index], texts[index]))
+
+    for low, high in ((5, 14), (2, 25), (1, 60)):
+        found = [i for i in range(len(sources)) if readable(i, low, high)]
+        if len(found) >= count:
+            break
+    if len(found) <= count:
+        return found
+    return [found[k * len(found) // count] for k in range(count)]
+
+
+def draw_alignments(
+    folder: Path, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
+) -> None:
+    """alignment-1.png and on for a model that says what it looked at."""
+    drawn = 0
+    for index in chosen_for_pictures(sources, [t.text for t in translations], count):
+        found = translator.alignment(sources[index], translations[index])
+        if found is None:
+            continue
+        drawn += 1
+        path = folder / f"alignment-{drawn}.png"
+        pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
+    if count and not drawn:
+        print("note: no alignment pictures: this model does not say what it looked at")
+
+
+def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
+    """slots-d2.png for the memory of decoder layer 2, and so on."""
+    for layer, usage in usages.items():
+        pictures.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
