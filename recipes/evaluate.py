@@ -21,7 +21,7 @@ from recipes.runs import Corpus, Run
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
 WRITTEN = re.compile(
-    r"(hypotheses|references|scores)\.txt|scores\.json|exits\.jsonl|(training|alignment-\d+|slots-\w+)\.png"
+    r"(hypotheses|references|scores)\.txt|scores\.json|exits\.jsonl|(training|exits|alignment-\d+|slots-\w+)\.png"
 )
 
 

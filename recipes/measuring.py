@@ -86,6 +86,11 @@ def translate(
                 [json.dumps({"pieces": [*t.pieces, "</s>"], "exits": e}, ensure_ascii=False) for t, e in pairs],
             )
         draw_alignments(folder, translator, sources, translations, count)
+        if exits is not None and count:
+            chosen = chosen_for_pictures(sources, hypotheses, count)
+            shown = [([*translations[i].pieces, "</s>"], exits[i]) for i in chosen]
+            blocks = translator.model.decoder.num_layers
+            pictures.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
 
     return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
 

@@ -1,4 +1,4 @@
-"""Pictures as PNG files: training curves, alignment heat maps, slots of a memory."""
+"""Pictures as PNG files: training curves, alignment heat maps, slots of a memory, exits of a decoder."""
 
 import warnings
 from collections.abc import Sequence
@@ -102,6 +102,42 @@ def alignment(source: Sequence[str], target: Sequence[str], weights: np.ndarray,
     figure.colorbar(image, ax=axis, shrink=0.8, label="weight")
     if title:
         figure.suptitle(_plain(title), fontsize="medium")
+    _save(figure, path)
+
+
+def exits(sentences: Sequence[tuple[Sequence[str], Sequence[int]]], blocks: int, path: Path, title: str) -> None:
+    """Sentences whose sub-words are coloured by the block that they left the decoder after, of so many `blocks`.
+
+    Each sentence is (sub-words, exits from 1), as many of one as of the other.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
+
+    colours, norm = colormaps["viridis_r"], BoundaryNorm(np.arange(0.5, blocks + 1), 256)
+    width, lines = 100, 0.0  # characters a line; lines so far
+    places = []
+    for pieces, chosen in sentences:
+        column = 0
+        for piece, exit in zip(pieces, chosen, strict=True):
+            text = piece.replace("▁", " ").strip() or "▁"
+            column += int(piece.startswith("▁") and column > 0)
+            if column + len(text) > width and column:
+                column, lines = 0, lines + 1
+            places.append((column, lines, text, exit))
+            column += len(text)
+        lines += 1.6
+    figure, axis = _figure(11, 0.9 + 0.26 * lines)
+    axis.set(xlim=(0, width), ylim=(lines, -1))
+    axis.set_axis_off()
+    for column, line, text, exit in places:
+        colour = colours(norm(exit))
+        ink = "white" if sum(colour[:3]) < 1.5 else "black"
+        box = dict(facecolor=colour, edgecolor="none", pad=1.5)
+        axis.text(column, line, _plain(text), family="monospace", fontsize=9, color=ink, bbox=box)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axis, ticks=range(1, blocks + 1), shrink=0.9)
+    bar.set_label("exit (decoder block)")
+    figure.suptitle(_plain(title), fontsize="medium")
     _save(figure, path)
 
 

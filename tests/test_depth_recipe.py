@@ -55,6 +55,7 @@ def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
     assert scores["exits"]["tokens"] == {str(n): exits.count(n) for n in sorted(set(exits))}
     assert scores["exits"]["mean"] == pytest.approx(sum(exits) / len(exits), abs=1e-4)
     assert len(set(exits)) > 1
+    assert (folder / "exits.png").read_bytes().startswith(b"\x89PNG")
     assert f"mean {scores['exits']['mean']:.2f} (tokens by exit 1: " in (folder / "scores.txt").read_text()
 
 

@@ -121,3 +121,18 @@ def test_a_slot_that_is_read_often_is_bright(tmp_path: Path) -> None:
     assert rows.size
     assert rows.mean() < picture.shape[0] / 2 < picture.shape[1]
     assert columns.mean() > 0.35 * right.shape[1]
+
+
+def test_sub_words_have_the_colour_of_their_exit(tmp_path: Path) -> None:
+    """Early exits are yellow, late ones dark; a long sentence takes more lines."""
+    words = ["▁ein", "▁Hund", "</s>"]
+    for name, exit in (("early", 1), ("late", 6)):
+        pictures.exits([(words, [exit] * 3)], 6, tmp_path / f"{name}.png", "$")
+    early, late = (read(tmp_path / f"{name}.png")[:, : 11 * 60] for name in ("early", "late"))
+    bright = [(p[:, :, 0] > 0.9) & (p[:, :, 1] > 0.8) & (p[:, :, 2] < 0.3) for p in (early, late)]
+    assert bright[0].sum() > 500
+    assert not bright[1].any()
+    pictures.exits([(words * 40, [2] * 120)] * 2, 6, tmp_path / "long.png", "long")
+    assert read(tmp_path / "long.png").shape[0] > 2 * early.shape[0]
+    with pytest.raises(ValueError, match="zip"):
+        pictures.exits([(words, [1])], 6, tmp_path / "wrong.png", "wrong")
