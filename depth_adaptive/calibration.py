@@ -1,0 +1,102 @@
+"""Confidence thresholds with a guarantee, or for a wanted mean exit.
+
+Fixed-sequence learn-then-test, as in Confident Adaptive Language Modeling (Schuster et al., NeurIPS 2022, section 4).
+Axes: N exits (counted from 1), T tokens, K thresholds, B sentences. Nothing here knows fairseq.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def exits_at(confidences: Tensor, threshold: float) -> Tensor:
+    """The exits (T,) of ``confidences`` (N - 1, T): the first block above the threshold, else N."""
+    above = confidences > threshold
+    last = torch.ones_like(above[:1])
+    return torch.cat([above, last]).int().argmax(0) + 1
+
+
+def disagreement(predictions: Tensor, confidences: Tensor, sentences: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The share (K, B) of each sentence's tokens that differ from full depth.
+
+    Args:
+        predictions: (N, T) int64, the most likely token of each exit.
+        confidences: (N - 1, T).
+        sentences: (T,) int64, each token's sentence, from 0; none without tokens.
+    """
+    lengths = sentences.bincount()
+    shares = []
+    for threshold in thresholds:
+        exits = exits_at(confidences, threshold)
+        differ = predictions.gather(0, exits[None] - 1)[0] != predictions[-1]
+        shares.append(torch.bincount(sentences, differ.double(), lengths.numel()) / lengths)
+    return torch.stack(shares)
+
+
+def p_value(risk: float, count: int, tolerated: float) -> float:
+    """Of the hypothesis that the true risk is above ``tolerated``, where ``count`` losses in [0, 1] have mean ``risk``.
+
+    Hoeffding's inequality in its first form, exp(-n KL(risk || tolerated)), never above exp(-2n (tolerated - risk)²).
+    """
+    if risk >= tolerated:
+        return 1.0
+    divergence = (1 - risk) * math.log((1 - risk) / (1 - tolerated))
+    if risk > 0:
+        divergence += risk * math.log(risk / tolerated)
+    return math.exp(-count * divergence)
+
+
+def lowest_valid_threshold(
+    losses: Tensor, thresholds: Sequence[float], *, tolerated: float, level: float
+) -> float | None:
+    """The lowest threshold whose risk is at most ``tolerated``, wrong with probability ``level`` at most.
+
+    From the first threshold on, each is tested at the full level, and the first that fails ends it: no correction for
+    their number is needed. None: not even the first is valid, so full depth.
+
+    Args:
+        losses: (K, B) in [0, 1], of sentences that are independent of each other.
+        thresholds: K, chosen without looking at the losses, from the most conservative (highest) down.
+
+    Raises:
+        ValueError: thresholds that do not go down, or a number out of its range.
+    """
+    if any(low >= high for high, low in itertools.pairwise(thresholds)):
+        raise ValueError(f"thresholds must go down, given {list(thresholds)}")
+    if losses.dim() != 2 or losses.size(0) != len(thresholds) or not losses.size(1):
+        raise ValueError(f"losses must be ({len(thresholds)}, sentences), given {tuple(losses.shape)}")
+    if not bool(((losses >= 0) & (losses <= 1)).all()):
+        raise ValueError("losses must be from 0 to 1")
+    for name, value in (("tolerated", tolerated), ("level", level)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be above 0 and below 1, given {value:g}")
+    valid = None
+    for threshold, risk in zip(thresholds, losses.double().mean(1).tolist(), strict=True):
+        if p_value(risk, losses.size(1), tolerated) > level:
+            break
+        valid = threshold
+    return valid
+
+
+def threshold_for_mean_exit(confidences: Tensor, wanted: float) -> float:
+    """The highest threshold at which the mean exit of ``confidences`` (N - 1, T) is at most ``wanted``.
+
+    Raises:
+        ValueError: ``wanted`` is not from 1 to N.
+    """
+    exits = confidences.size(0) + 1
+    if not 1 <= wanted <= exits:
+        raise ValueError(f"the mean exit must be from 1 to {exits}, given {wanted:g}")
+    # The mean exit grows with the threshold, and changes only at these.
+    steps = [0.0, *confidences.double().flatten().unique().tolist(), 1.0]
+    low, high = 0, len(steps)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if exits_at(confidences.double(), steps[middle]).double().mean() <= wanted:
+            low = middle
+        else:
+            high = middle
+    return steps[low]

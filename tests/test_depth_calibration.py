@@ -1,0 +1,121 @@
+"""Calibration: the promise holds over many resplits of data whose risk is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from depth_adaptive import calibration
+
+THRESHOLDS = [1 - k / 20 for k in range(21)]
+
+
+def drawn(sentences: int, seed: int, exits: int = 4, length: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions (N, T), confidences (N - 1, T) and sentences (T,): right as often as confident."""
+    draw = torch.Generator().manual_seed(seed)
+    confidences = torch.rand(exits - 1, sentences * length, generator=draw, dtype=torch.float64).cummax(0).values
+    wrong = torch.rand(confidences.shape, generator=draw, dtype=torch.float64) > confidences
+    predictions = torch.cat([wrong.long(), torch.zeros(1, sentences * length, dtype=torch.long)])
+    return predictions, confidences, torch.arange(sentences).repeat_interleave(length)
+
+
+@pytest.mark.parametrize(("tolerated", "level"), [(0.1, 0.1), (0.2, 0.05), (0.15, 0.3)])
+def test_the_promise_holds_over_resplits(tolerated: float, level: float) -> None:
+    losses = calibration.disagreement(*drawn(4000, 0), THRESHOLDS)
+    splits, exceeded, found = 300, 0, 0
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(splits):
+        order = torch.randperm(4000, generator=draw)
+        chosen = calibration.lowest_valid_threshold(
+            losses[:, order[:200]], THRESHOLDS, tolerated=tolerated, level=level
+        )
+        if chosen is not None:
+            found += 1
+            exceeded += bool(losses[THRESHOLDS.index(chosen), order[200:]].mean() > tolerated)
+    assert found > splits // 2
+    assert exceeded / splits <= level + 2 * math.sqrt(level * (1 - level) / splits)
+
+
+def test_a_risk_on_the_border_is_accepted_at_most_as_often_as_promised() -> None:
+    draw = torch.Generator().manual_seed(2)
+    losses = (torch.rand(2000, 1, 100, generator=draw) < 0.2001).double()
+    accepted = sum(
+        calibration.lowest_valid_threshold(loss, [0.5], tolerated=0.2, level=0.1) is not None for loss in losses
+    )
+    assert 0 < accepted / 2000 <= 0.1 + 2 * math.sqrt(0.09 / 2000)
+
+
+def test_disagreement_is_that_of_a_plain_loop() -> None:
+    predictions, confidences, sentences = drawn(5, 3)
+    for k, row in enumerate(calibration.disagreement(predictions, confidences, sentences, THRESHOLDS)):
+        for b in range(5):
+            differ = []
+            for t in (sentences == b).nonzero().flatten().tolist():
+                n = next((n for n in range(3) if confidences[n, t] > THRESHOLDS[k]), 3)
+                differ.append(bool(predictions[n, t] != predictions[3, t]))
+            assert row[b].item() == pytest.approx(sum(differ) / len(differ))
+
+
+def test_more_tolerance_level_or_data_never_raises_the_threshold() -> None:
+    losses = calibration.disagreement(*drawn(300, 4), THRESHOLDS)
+
+    def chosen(tolerated: float, level: float, copies: int = 1) -> float:
+        found = calibration.lowest_valid_threshold(
+            losses.repeat(1, copies), THRESHOLDS, tolerated=tolerated, level=level
+        )
+        return 2.0 if found is None else found
+
+    for values in (
+        [chosen(tolerated, 0.1) for tolerated in (0.02, 0.1, 0.2, 0.4)],
+        [chosen(0.1, level) for level in (0.001, 0.01, 0.1, 0.5)],
+        [chosen(0.1, 0.1, copies) for copies in (1, 2, 8)],
+    ):
+        assert values == sorted(values, reverse=True)
+    assert chosen(0.4, 0.1) < chosen(0.02, 0.1)
+
+
+def test_the_first_failure_ends_it() -> None:
+    losses = torch.tensor([[0.0], [1.0], [0.0]]).expand(3, 200)
+    assert calibration.lowest_valid_threshold(losses, [0.9, 0.8, 0.7], tolerated=0.1, level=0.1) == 0.9
+    assert calibration.lowest_valid_threshold(losses[1:], [0.8, 0.7], tolerated=0.1, level=0.1) is None
+    assert calibration.lowest_valid_threshold(losses[:, :1], [0.9, 0.8, 0.7], tolerated=0.1, level=0.1) is None
+
+
+def test_p_values_are_below_the_plain_form() -> None:
+    for risk in (0.0, 0.05, 0.19):
+        assert calibration.p_value(risk, 50, 0.2) <= math.exp(-100 * (0.2 - risk) ** 2)
+    assert calibration.p_value(0.2, 50, 0.2) == 1
+
+
+def test_threshold_for_a_mean_exit() -> None:
+    _, confidences, _ = drawn(200, 5)
+    previous = -1.0
+    for wanted in (1.0, 1.5, 2.0, 3.0, 4.0):
+        threshold = calibration.threshold_for_mean_exit(confidences, wanted)
+        mean = calibration.exits_at(confidences, threshold).double().mean().item()
+        assert wanted - 0.01 <= mean <= wanted
+        assert threshold >= previous
+        previous = threshold
+    assert calibration.threshold_for_mean_exit(confidences, 4) == 1
+
+
+@pytest.mark.parametrize("wanted", [0.5, 4.5])
+def test_a_mean_exit_out_of_range(wanted: float) -> None:
+    with pytest.raises(ValueError, match=f"must be from 1 to 4, given {wanted}"):
+        calibration.threshold_for_mean_exit(torch.rand(3, 5), wanted)
+
+
+@pytest.mark.parametrize(
+    ("losses", "thresholds", "tolerated", "level", "message"),
+    [
+        (torch.zeros(2, 3), [0.5, 0.9], 0.1, 0.1, "must go down"),
+        (torch.zeros(1, 3), [0.9, 0.5], 0.1, 0.1, "must be \\(2, sentences\\)"),
+        (torch.full((1, 3), 2.0), [0.5], 0.1, 0.1, "losses must be from 0 to 1"),
+        (torch.zeros(1, 3), [0.5], 1.0, 0.1, "tolerated must be above 0 and below 1, given 1"),
+        (torch.zeros(1, 3), [0.5], 0.1, 0.0, "level must be above 0 and below 1, given 0"),
+    ],
+)
+def test_wrong_inputs(losses: Tensor, thresholds: list[float], tolerated: float, level: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibration.lowest_valid_threshold(losses, thresholds, tolerated=tolerated, level=level)
