@@ -13,6 +13,7 @@ dimension that lets the largest table fit into memory.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -202,6 +203,7 @@ def print_growth(figures: list[dict[str, float]], dim: int) -> None:
 
 def plot_growth(figures: list[dict[str, float]], file: Path) -> None:
     """The same as a picture, both axes logarithmic."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every library tell everything
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
