@@ -15,7 +15,7 @@ SHELL := /bin/bash
 venv := .venv
 bin := $(venv)/bin
 stamp := $(venv)/installed
-native := $(wildcard native/* attn2d/csrc/* memory_layers/csrc/* memory_layers/csrc/cuda/*)
+native := $(wildcard native/* attn2d/csrc/* depth_adaptive/csrc/* memory_layers/csrc/* memory_layers/csrc/cuda/*)
 scripts := $(wildcard recipes/*.sh) .ci/run
 
 quickstart: $(stamp)
@@ -42,17 +42,18 @@ cuda-check:
 # it keeps memory to its end, so leaks are not looked for.
 sanitize: $(stamp)
 	@rm -rf build/sanitize && mkdir -p build/sanitize
-	@cp -R attn2d fairseq_host memory_layers native tests pyproject.toml README.md LICENSE setup.py build/sanitize/
+	@cp -R attn2d depth_adaptive fairseq_host memory_layers native tests pyproject.toml README.md LICENSE setup.py build/sanitize/
 	@rm -f build/sanitize/*/_C*.so
 	@cd build/sanitize && MEMORY_LAYERS_BUILD=cpu NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer \
 	  -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all" \
 	  $(abspath $(bin))/python setup.py --quiet build_ext --inplace
 	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/test_memory_kernels.py tests/test_attn2d_ops.py
+	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/test_memory_kernels.py tests/test_attn2d_ops.py \
+	  tests/test_depth_ops.py
 
 clean:
-	rm -rf $(venv) build *.egg-info attn2d/_C*.so memory_layers/_C*.so
+	rm -rf $(venv) build *.egg-info */_C*.so
 
 # PyTorch first: the native operators are compiled against the one they will run with.
 $(stamp): pyproject.toml setup.py constraints.txt $(native)

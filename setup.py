@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the installed packages, and the native operators of attn2d and memory_layers.
+"""What pyproject.toml cannot say: the installed packages, and the native operators of the plugins.
 
 The operators are compiled where a C++ compiler and PyTorch are found, PyTorch in the environment that is installed
 into (also under pip's build isolation). Without them the plugins compute with PyTorch's own operators, more slowly:
@@ -10,7 +10,7 @@ Environment:
         error where they cannot be built. none.
     TORCH_CUDA_ARCH_LIST: the CUDA architectures, such as "8.0 9.0+PTX"; default "8.0 9.0 10.0+PTX".
     CUDA_HOME: CUDA's folder, with bin/nvcc; by default that of the nvcc on PATH.
-    NATIVE_FLAGS: appended to the C++ compiler's and the linker's flags of both extensions (sanitizers, see
+    NATIVE_FLAGS: appended to the C++ compiler's and the linker's flags of the extensions (sanitizers, see
         CONTRIBUTING.md).
 """
 
@@ -121,7 +121,7 @@ def extensions() -> list[Extension]:
             sys.exit(f"error: MEMORY_LAYERS_BUILD={build} needs PyTorch: install torch first")
         print("PyTorch is not installed: the native operators are left out", file=sys.stderr)
         return []
-    found = [extension("attn2d", torch, optional=True)]
+    found = [extension(package, torch, optional=True) for package in ("attn2d", "depth_adaptive")]
     if build != "none":
         memory = extension("memory_layers", torch, optional=build == "auto")
         compiler = nvcc()
@@ -144,7 +144,7 @@ def extensions() -> list[Extension]:
 os.chdir(Path(__file__).resolve().parent)
 setup(
     packages=PACKAGES,
-    package_data={"attn2d": ["csrc/*"], "memory_layers": ["csrc/*", "csrc/cuda/*"]},
+    package_data={"attn2d": ["csrc/*"], "depth_adaptive": ["csrc/*"], "memory_layers": ["csrc/*", "csrc/cuda/*"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from attn2d import ops
-
-ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-)
-# Unlike F.linear, these operators refuse bfloat16 where oneDNN has no kernels for it (x86 without AVX-512).
-DTYPES = (
-    {torch.float32} if ONEDNN and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else {torch.float32, torch.bfloat16}
-)
+from fairseq_host import onednn
 
 PackedWeights = dict[nn.Module, Tensor]
 _packed: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
@@ -42,11 +35,6 @@ def packed_weights(store: PackedWeights) -> Iterator[None]:
         yield
     finally:
         _packed.reset(token)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(x weightᵀ + bias) by oneDNN: (..., I), (O, I), (O,) → (..., O)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -69,7 +57,7 @@ class _OneDNNLinear(torch.autograd.Function):
         h, mean, rstd = x, None, None
         if norm_weight is not None and norm_bias is not None:
             h, mean, rstd = ops.layer_norm_parts(x, norm_weight, norm_bias, eps=eps)
-        y = _product(h, weight, bias, "relu" if relu else "none")
+        y = onednn.product(h, weight, bias, "relu" if relu else "none")
         ctx.save_for_backward(x, weight, y if relu else None, norm_weight, norm_bias, mean, rstd)
         ctx.eps = eps
         return y
@@ -86,9 +74,9 @@ class _OneDNNLinear(torch.autograd.Function):
         grad_weight = rows.t() @ h.reshape(-1, h.size(-1)) if ctx.needs_input_grad[1] else None
         del h, rows  # grids are large: none is held longer than it is needed
         if mean is None:
-            grad_x = _product(grad, weight.t(), None, "none") if ctx.needs_input_grad[0] else None
+            grad_x = onednn.product(grad, weight.t(), None, "none") if ctx.needs_input_grad[0] else None
             return grad_x, grad_weight, grad_bias, None, None, None, None
-        grad = _product(grad, weight.t(), None, "none")
+        grad = onednn.product(grad, weight.t(), None, "none")
         grad_x, grad_norm_weight, grad_norm_bias = ops.layer_norm_gradients(grad, x, norm_weight, norm_bias, mean, rstd)
         return grad_x, grad_weight, grad_bias, None, grad_norm_weight, grad_norm_bias, None
 
@@ -98,18 +86,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, *, norm: nn.Module | None = None, relu: bool = False) -> Tensor:
         """(..., I) → (..., O)."""
-        if (
-            ONEDNN
-            and ops.backend() != "torch"
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype
-            and x.dtype in DTYPES
-            and x.numel()
-            and not torch.is_autocast_enabled("cpu")
-        ):
+        if ops.backend() != "torch" and onednn.takes(x, self.weight):
             if not torch.is_grad_enabled():
                 h = x if norm is None else norm(x)
-                return _product(h, self.inference_weight(h), self.bias, "relu" if relu else "none")
+                return onednn.product(h, self.inference_weight(h), self.bias, "relu" if relu else "none")
             if isinstance(norm, nn.LayerNorm):
                 return _OneDNNLinear.apply(x, self.weight, self.bias, relu, norm.weight, norm.bias, norm.eps)
             h = x if norm is None else norm(x)
@@ -123,6 +103,5 @@ class Linear(nn.Linear):
         if store is None:
             return self.weight
         if self not in store:
-            cells = x.numel() // x.size(-1)
-            store[self] = torch.ops.mkldnn._reorder_linear_weight(self.weight, cells)
+            store[self] = onednn.packed(self.weight)
         return store[self]

@@ -2,20 +2,24 @@
 
     python benchmarks/bench_decoding.py [--dims 256 512] [--batches 1 32] [--beams 1 5] [--means 1.5 3]
 
-A decoder of six blocks with random weights, exits drawn from a geometric distribution of the wanted mean, sentences of
-24 tokens. In one run, in turn:
+A model of six blocks a side with random weights, sentences of 22 tokens, translations of 24. Each hypothesis has
+an exit of its own at each position, drawn from a geometric distribution so that their mean is the wanted one exactly;
+with --of-sentence all hypotheses of a sentence have the same. In one run, in turn:
 
     host      full depth by fairseq's own decoder
     full      full depth by ours, exits forced to the last block
     adaptive  the drawn exits; rows that have left are compacted away
+    eager     likewise, with keys and values of copied states computed at once instead of when a row needs them
     waiting   the drawn exits, but the whole batch goes as deep as its deepest row
     first     every token leaves after the first block
 
-The ratios are against the faster of host and full. What no exit can save (encoder, output layer, beam search itself) is
-told from first and full: the time of no blocks at all, on the line through one block and six.
+`speed_up` is against the faster of host and full, `over_host` against host. What no exit can save (encoder, output
+layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one block and six, as
+a share of full; `most` is the speed-up that is left if a token costs its own blocks only, and nothing else is added.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,18 +34,31 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from benchmarks.common import finish, machine, ratio, time_in_turn
-from depth_adaptive.halting import FixedPolicy, Policy, RandomPolicy
+from depth_adaptive.halting import FixedPolicy, Policy
 from depth_adaptive.model import DepthAdaptiveTransformerModel
 
 EXITS, SOURCE, TARGET, VOCABULARY = 6, 22, 24, 6000
 
 
-class WaitingPolicy(RandomPolicy):
-    """The deepest of the drawn exits, for all rows."""
+class DrawnPolicy(Policy):
+    """Exits (positions, rows) that were drawn beforehand."""
+
+    def __init__(self, drawn: Tensor) -> None:
+        super().__init__(exits=EXITS)
+        self.drawn = drawn
 
     def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-        drawn = super().planned(sentence, first, tokens, positions)
-        return torch.full_like(drawn, int(drawn.max()))
+        return self.drawn[positions[0]]
+
+
+def draw(mean: float, batch: int, beam: int, *, of_sentence: bool) -> Tensor:
+    """Exits (positions, batch * beam), in equal parts from every stretch of the distribution, in random order."""
+    columns = batch if of_sentence else batch * beam
+    count = (TARGET + 1) * columns  # and the end of the sentence
+    cumulated = torch.tensor(distribution(mean), dtype=torch.float64).cumsum(0)[:-1]
+    exits = torch.bucketize((torch.arange(count, dtype=torch.float64) + 0.5) / count, cumulated) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
+    return exits[order].view(TARGET + 1, columns).repeat_interleave(beam if of_sentence else 1, 1)
 
 
 def distribution(mean: float) -> list[float]:
@@ -55,7 +72,7 @@ def distribution(mean: float) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def build(dim: int, copies: str) -> DepthAdaptiveTransformerModel:
+def build(dim: int) -> DepthAdaptiveTransformerModel:
     """The model of a dimension, its weights from a fixed seed."""
     torch.manual_seed(1)
     dictionary = Dictionary()
@@ -63,60 +80,55 @@ def build(dim: int, copies: str) -> DepthAdaptiveTransformerModel:
         dictionary.add_symbol(f"w{index}")
     sizes = dict(embed_dim=dim, ffn_embed_dim=4 * dim, attention_heads=dim // 64, layers=EXITS)
     options = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in sizes.items()}
-    args = argparse.Namespace(**options, share_all_embeddings=True, exit_copies=copies)
+    args = argparse.Namespace(**options, share_all_embeddings=True)
     ARCH_CONFIG_REGISTRY["depth_adaptive_transformer"](args)
     task: Any = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     return DepthAdaptiveTransformerModel.build_model(args, task).eval()
 
 
-def measure(dim: int, batch: int, beam: int, mean: float, copies: str, rounds: int) -> dict[str, float]:
+def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict[str, float]:
     """One line of figures."""
-    model = build(dim, copies)
-    dictionary = model.decoder.dictionary
+    model = build(dim)
+    decoder = model.decoder
     source = torch.randint(4, VOCABULARY, (batch, SOURCE), generator=torch.Generator().manual_seed(2))
     sample = {"net_input": {"src_tokens": source, "src_lengths": torch.full((batch,), SOURCE)}}
-    generator = SequenceGenerator([model], dictionary, beam_size=beam, max_len_a=0, max_len_b=TARGET, min_len=TARGET)
-    weights = distribution(mean)
-    policies: dict[str, Policy | None] = {
-        "host": None,
-        "full": FixedPolicy(exits=EXITS, exit=EXITS),
-        "adaptive": RandomPolicy(exits=EXITS, weights=weights),
-        "waiting": WaitingPolicy(exits=EXITS, weights=weights),
-        "first": FixedPolicy(exits=EXITS, exit=1),
+    generator = SequenceGenerator([model], decoder.dictionary, beam_size=beam, max_len_b=TARGET, min_len=TARGET)
+    copies = {name: dataclasses.replace(decoder.exit_options, exit_copies=name) for name in ("deferred", "eager")}
+    waiting = drawn.amax(1, keepdim=True).expand_as(drawn)
+    runs: dict[str, tuple[Policy | None, str]] = {
+        "host": (None, "deferred"),
+        "full": (FixedPolicy(exits=EXITS, exit=EXITS), "deferred"),
+        "adaptive": (DrawnPolicy(drawn), "deferred"),
+        "eager": (DrawnPolicy(drawn), "eager"),
+        "waiting": (DrawnPolicy(waiting), "deferred"),
+        "first": (FixedPolicy(exits=EXITS, exit=1), "deferred"),
     }
-    exits: list[Tensor] = []
 
-    def translate(policy: Policy | None) -> None:
-        model.decoder.policy = policy
+    def translate(policy: Policy | None, when: str) -> None:
+        decoder.policy, decoder.exit_options = policy, copies[when]
         generator.generate([model], sample)
 
-    forward = model.decoder.forward
-    model.decoder.forward = lambda *a, **k: _noting(forward(*a, **k), exits)  # the search does not call the module
-    translate(policies["adaptive"])
-    model.decoder.forward = forward
     timings = time_in_turn(
-        {name: (lambda p=policy: translate(p)) for name, policy in policies.items()}, rounds=rounds, warmup=1
+        {name: (lambda run=run: translate(*run)) for name, run in runs.items()}, rounds=rounds, warmup=1
     )
     fastest = min(("host", "full"), key=lambda name: timings[name].median)
     block = (timings["full"].median - timings["first"].median) / (EXITS - 1)
+    mean = drawn.double().mean().item()
+    speed = {name: round(batch * (TARGET + 1) / timings[name].median) for name in ("host", "full", "adaptive")}
     return {
         "dim": dim,
         "batch": batch,
         "beam": beam,
-        "mean_exit": round(torch.cat(exits).float().mean().item(), 2),
-        "host_tokens_per_second": round(batch * TARGET / timings["host"].median),
-        "full_tokens_per_second": round(batch * TARGET / timings["full"].median),
-        "adaptive_tokens_per_second": round(batch * TARGET / timings["adaptive"].median),
+        "mean_exit": round(mean, 2),
+        **{f"{name}_tokens_per_second": value for name, value in speed.items()},
         "speed_up": round(ratio(timings[fastest], timings["adaptive"]), 2),
+        "over_host": round(ratio(timings["host"], timings["adaptive"]), 2),
         "against_waiting": round(ratio(timings["waiting"], timings["adaptive"]), 2),
+        "against_eager": round(ratio(timings["eager"], timings["adaptive"]), 2),
         "not_to_be_saved": round((timings["first"].median - block) / timings["full"].median, 2),
+        "most": round(timings[fastest].median / (timings["first"].median + (mean - 1) * block), 2),
         "spread": round(max(timings["adaptive"].seconds) / min(timings["adaptive"].seconds), 2),
     }
-
-
-def _noting(output: Any, exits: list[Tensor]) -> Any:
-    exits.append(output[1]["exits"].flatten())
-    return output
 
 
 def main() -> None:
@@ -125,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--means", type=float, nargs="+", default=[1.5, 3.0])
-    parser.add_argument("--copies", choices=("deferred", "eager"), default="deferred")
+    parser.add_argument("--of-sentence", action="store_true", help="one exit for all hypotheses of a sentence")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
     options = parser.parse_args()
     print(machine())
@@ -134,11 +146,12 @@ def main() -> None:
         for batch in options.batches:
             for beam in options.beams:
                 for mean in options.means:
-                    lines.append(measure(dim, batch, beam, mean, options.copies, options.rounds))
+                    drawn = draw(mean, batch, beam, of_sentence=options.of_sentence)
+                    lines.append(measure(dim, batch, beam, drawn, options.rounds))
                     if len(lines) == 1:
                         print("  ".join(lines[0]))
                     print("  ".join(f"{value:>{len(name)}}" for name, value in lines[-1].items()), flush=True)
-    finish({"copies": options.copies, "lines": lines})
+    finish({"of_sentence": options.of_sentence, "lines": lines})
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from attn2d.config import PervasiveConfig
-from attn2d.linear import DTYPES, ONEDNN
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
 from benchmarks.common import finish, machine, peak_tensor_mb, ratio, time_in_turn
+from fairseq_host import onednn
 
 
 @dataclass
@@ -130,18 +130,18 @@ def products(size: Size, dtype: torch.dtype = torch.float32) -> Callable[[], Non
         (torch.randn(n, i).to(dtype), torch.randn(o, i).to(dtype), torch.randn(n, o).to(dtype)) for n, i, o in shapes
     ]
 
-    def onednn(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+        return onednn.product(x, weight, None)
 
     # Of each product the quicker way of the two there are: a floor must not be slower than what the model itself uses.
     ways: list[Callable[[], Tensor]] = []
     for x, weight, gradient in operands:
         for product in (
-            {"mkl": partial(F.linear, x, weight), "onednn": partial(onednn, x, weight)},
-            {"mkl": partial(torch.matmul, gradient, weight), "onednn": partial(onednn, gradient, weight.t())},
-            {"mkl": partial(torch.matmul, gradient.t(), x), "onednn": partial(onednn, gradient.t(), x.t())},
+            {"mkl": partial(F.linear, x, weight), "onednn": partial(by_onednn, x, weight)},
+            {"mkl": partial(torch.matmul, gradient, weight), "onednn": partial(by_onednn, gradient, weight.t())},
+            {"mkl": partial(torch.matmul, gradient.t(), x), "onednn": partial(by_onednn, gradient.t(), x.t())},
         ):
-            if not ONEDNN or dtype not in DTYPES:
+            if not onednn.AVAILABLE or dtype not in onednn.DTYPES:
                 del product["onednn"]
             seconds = {way: min(timing.seconds) for way, timing in time_in_turn(product, rounds=3, warmup=1).items()}
             ways.append(product[min(seconds, key=seconds.__getitem__)])

@@ -14,6 +14,7 @@ from depth_adaptive import decoding
 from depth_adaptive.config import build_policy, options_of
 from depth_adaptive.halting import Policy, build_halting
 from depth_adaptive.losses import gradient_scales, scale_gradient
+from depth_adaptive.products import Products
 
 
 class Encoder(TransformerEncoder):
@@ -114,8 +115,14 @@ class Decoder(TransformerDecoder):
         self.policy = build_policy(options, exits=exits, halting=self.halting)
         self.gradient_scales = gradient_scales(options.exit_gradient_scale, exits)
         self.run: Pass | None = None
+        self.products = Products()
         for n, layer in enumerate(self.layers, start=1):
             BlockHooks(self, n).attach(layer)
+
+    def train(self, mode: bool = True) -> "Decoder":
+        """The host's. Weights that training changes are not to be found in copies later."""
+        self.products.clear()
+        return super().train(mode)
 
     # --- exits ---
 
@@ -135,7 +142,7 @@ class Decoder(TransformerDecoder):
 
     def exit_logits(self, n: int, state: Tensor) -> Tensor:
         """(..., V) of block n's output (..., D)."""
-        return self.exit_projection(n)(self.exit_features(n, state))
+        return self.products(self.exit_features(n, state), self.exit_projection(n))
 
     def logits_by_exit(self, states: Tensor, exits: Tensor) -> Tensor:
         """(R, V) of states (R, D) that each have left at their exit (R,)."""
@@ -144,14 +151,12 @@ class Decoder(TransformerDecoder):
             return self.exit_logits(present[0], states)
         if not len(self.exit_norms) and not len(self.exit_projections):
             return self.exit_logits(self.num_layers, states)
-        logits: Tensor | None = None
-        for n in present:
-            rows = (exits == n).nonzero().squeeze(1)
-            found = self.exit_logits(n, states[rows])
-            logits = found.new_empty(states.size(0), found.size(1)) if logits is None else logits
-            logits[rows] = found
-        assert logits is not None
-        return logits
+        rows = [(exits == n).nonzero().squeeze(1) for n in present]
+        shared = not len(self.exit_projections)
+        of_exit = self.exit_features if shared else self.exit_logits
+        found = torch.cat([of_exit(n, states[some]) for n, some in zip(present, rows, strict=True)])
+        found = found[torch.cat(rows).argsort()]
+        return self.products(found, self.output_projection) if shared else found
 
     # --- whole sentences ---
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from depth_adaptive import ops
 from depth_adaptive.halting import Policy
 
 
@@ -43,7 +44,7 @@ class Search:
 
     def __init__(self, decoder: Any, encoder_out: Tensor, padding: Tensor | None, *, eager: bool) -> None:
         layers = list(decoder.layers)
-        self.encoder_out, self.padding = encoder_out, padding
+        self.encoder_out = encoder_out
         self.eager = eager
         self.sentence = mean_state(encoder_out, padding)  # (B, E)
         like = encoder_out.new_empty(0)
@@ -53,8 +54,13 @@ class Search:
         self.history: Tensor | None = None  # (R, t) slots of each row
         self.exits: Tensor | None = None  # (R, t) exits of each row
         self.used = 0  # slots
-        self.source: list[tuple[Tensor, Tensor] | None] = [None for _ in layers]  # keys and values (B, H, S, D / H)
-        self.present = torch.arange(encoder_out.size(1), device=like.device)  # sentences in `source`
+        self.shallowest = len(layers)  # exit so far
+        length, count, _ = encoder_out.shape
+        # Rows of `source` that hold a sentence's keys and values; below 0 at padding: (B, S)
+        self.places = torch.arange(length * count, device=like.device).view(length, count).t().contiguous()
+        if padding is not None:
+            self.places.masked_fill_(padding, -1)
+        self.source: list[Tensor | None] = [None for _ in layers]  # (S * B, 2D) of each block
 
     def begin_step(self, rows: int) -> Tensor:
         """Room for the next position of all rows; their slots (R,)."""
@@ -69,6 +75,20 @@ class Search:
                 self.filled[n] = F.pad(self.filled[n], (0, more))
         self.history = new[:, None] if self.history is None else torch.cat([self.history, new[:, None]], 1)
         return new
+
+    def keep(self, n: int, slots: Tensor, keys_values: Tensor) -> None:
+        """Keys and values (A, 2D) in block n (from 0) of ``slots`` (A,)."""
+        self.keys_values[n][0].index_copy_(0, slots, keys_values)
+        self.filled[n].index_fill_(0, slots, True)
+
+    def missing(self, n: int, alive: Tensor | None) -> Tensor | None:
+        """Slots in the histories of the rows ``alive`` that have no keys and values in block n; None: all have."""
+        if self.eager or n < self.shallowest:
+            return None
+        assert self.history is not None
+        history = self.history if alive is None else self.history[alive]
+        slots = history[~self.filled[n][history]]
+        return slots.unique() if slots.numel() else None
 
     def reorder(self, order: Tensor) -> None:
         """Row i goes on with the history of row order[i]."""
@@ -101,14 +121,13 @@ def step(
     total = len(decoder.layers)
     slots = search.begin_step(x.size(0))
     assert search.history is not None
-    groups = _groups(search, sentences)
     exits = torch.full_like(tokens, total)
     positions = torch.full_like(tokens, search.history.size(1) - 1)
     alive: Tensor | None = None  # None: every row
     planned: Tensor | None = None
     logits: Tensor | None = None
     for n in range(1, total + 1):
-        x_alive = _block(decoder, search, n - 1, x if alive is None else x[alive], slots, alive, groups)
+        x_alive = _block(decoder, search, n - 1, x if alive is None else x[alive], slots, alive, sentences)
         x = x_alive if alive is None else x.index_copy(0, alive, x_alive)
         if n == total:
             break
@@ -134,6 +153,7 @@ def step(
             logits = found.new_empty(x.size(0), found.size(1)) if logits is None else logits
             logits[rows] = found[leaving]
         search.kept[0][slots[rows]] = x[rows]
+        search.shallowest = min(search.shallowest, n)
         if search.eager:
             for upper in range(n, total):
                 _fill(decoder, search, upper, slots[rows])
@@ -149,36 +169,11 @@ def step(
     return logits, exits
 
 
-def _groups(search: Search, sentences: Tensor) -> tuple[int, Tensor | None]:
-    """Keeps `search.source` to the sentences that are left; (rows a sentence, None) or, irregular, (0, its index)."""
-    present = torch.unique_consecutive(sentences)
-    rows = sentences.numel() // present.numel()
-    regular = sentences.numel() == rows * present.numel() and torch.equal(
-        sentences.view(present.numel(), rows), present[:, None].expand(-1, rows)
-    ) and bool((present.diff() > 0).all())  # fmt: skip
-    if not regular:
-        return 0, torch.searchsorted(search.present, sentences)
-    if present.numel() != search.present.numel():
-        kept = torch.searchsorted(search.present, present)
-        search.source = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in search.source]
-        search.encoder_out = search.encoder_out[:, kept]
-        if search.padding is not None:
-            search.padding = search.padding[kept]
-        search.present = present
-    return rows, None
-
-
 def _block(
-    decoder: Any,
-    search: Search,
-    n: int,
-    x: Tensor,
-    slots: Tensor,
-    alive: Tensor | None,
-    groups: tuple[int, Tensor | None],
+    decoder: Any, search: Search, n: int, x: Tensor, slots: Tensor, alive: Tensor | None, sentences: Tensor
 ) -> Tensor:
     """Block n (from 0) of the rows ``alive``, whose input is x (A, D): the host's layer in evaluation mode."""
-    layer = decoder.layers[n]
+    layer, products = decoder.layers[n], decoder.products
     before = layer.normalize_before
     residual = x
     if before:
@@ -195,16 +190,19 @@ def _block(
         residual = x
         if before:
             x = layer.encoder_attn_layer_norm(x)
-        x = residual + _attend_to_source(search, n, layer.encoder_attn, x, alive, slots.size(0), groups)
+        x = residual + _attend_to_source(decoder, search, n, x, sentences if alive is None else sentences[alive])
         if not before:
             x = layer.encoder_attn_layer_norm(x)
     residual = x
     if before:
         x = layer.final_layer_norm(x)
-    x = layer.activation_fn(layer.fc1(x))
+    relu = layer.activation_fn is F.relu
+    x = products(x, layer.fc1, relu=relu)
+    if not relu:
+        x = layer.activation_fn(x)
     if layer.ffn_layernorm is not None:
         x = layer.ffn_layernorm(x)
-    x = layer.fc2(x)
+    x = products(x, layer.fc2)
     if layer.w_resid is not None:
         residual = layer.w_resid * residual
     x = residual + x
@@ -214,24 +212,14 @@ def _block(
 def _attend_to_history(decoder: Any, search: Search, n: int, x: Tensor, slots: Tensor, alive: Tensor | None) -> Tensor:
     """Self-attention of the normalised inputs x (A, D) over each row's history, itself included: (A, D)."""
     attention = decoder.layers[n].self_attn
-    own = slots if alive is None else slots[alive]
-    storage = search.keys_values[n][0]
     d = attention.embed_dim
-    storage[own, :d] = attention.k_proj(x)
-    storage[own, d:] = attention.v_proj(x)
-    search.filled[n][own] = True
+    projected = decoder.products(x, attention.k_proj, attention.v_proj, attention.q_proj)  # (A, 3D)
+    search.keep(n, slots if alive is None else slots[alive], projected[:, : 2 * d])
     assert search.history is not None
-    history = search.history if alive is None else search.history[alive]  # (A, t)
-    if not search.eager and n > 0:
-        missing = history[~search.filled[n][history]]
-        if missing.numel():
-            _fill(decoder, search, n, missing.unique())
-    a, t = history.shape
-    gathered = storage.index_select(0, history.flatten()).view(a, t, 2, attention.num_heads, -1)
-    keys, values = gathered.permute(2, 0, 3, 1, 4)  # (A, H, t, D / H) each
-    queries = attention.q_proj(x).view(a, attention.num_heads, 1, -1)
-    read = F.scaled_dot_product_attention(queries, keys, values)  # (A, H, 1, D / H)
-    return attention.out_proj(read.flatten(1))
+    if (missing := search.missing(n, alive)) is not None:
+        _fill(decoder, search, n, missing)
+    read = ops.attend(projected[:, 2 * d :], search.keys_values[n][0], search.history, alive, attention.num_heads)
+    return decoder.products(read, attention.out_proj)
 
 
 def _fill(decoder: Any, search: Search, n: int, slots: Tensor) -> None:
@@ -240,43 +228,13 @@ def _fill(decoder: Any, search: Search, n: int, slots: Tensor) -> None:
     x = search.kept[0][slots]
     if layer.normalize_before:
         x = layer.self_attn_layer_norm(x)
-    d = layer.self_attn.embed_dim
-    search.keys_values[n][0][slots, :d] = layer.self_attn.k_proj(x)
-    search.keys_values[n][0][slots, d:] = layer.self_attn.v_proj(x)
-    search.filled[n][slots] = True
+    search.keep(n, slots, decoder.products(x, layer.self_attn.k_proj, layer.self_attn.v_proj))
 
 
-def _attend_to_source(
-    search: Search,
-    n: int,
-    attention: Any,
-    x: Tensor,
-    alive: Tensor | None,
-    rows: int,
-    groups: tuple[int, Tensor | None],
-) -> Tensor:
-    """Attention of x (A, D) over each row's source: (A, D). All rows of a sentence share its keys and values."""
-    heads = attention.num_heads
-    if (pair := search.source[n]) is None:
-        s, b, _ = search.encoder_out.shape
-        pair = search.source[n] = (
-            attention.k_proj(search.encoder_out).view(s, b, heads, -1).permute(1, 2, 0, 3).contiguous(),
-            attention.v_proj(search.encoder_out).view(s, b, heads, -1).permute(1, 2, 0, 3).contiguous(),
-        )
-    keys, values = pair
-    mask = None if search.padding is None else ~search.padding[:, None, None]  # (B, 1, 1, S)
-    queries = attention.q_proj(x)  # (A, D)
-    beam, index = groups
-    if index is not None:
-        index = index if alive is None else index[alive]
-        mask = None if mask is None else mask[index]
-        queries = queries.view(queries.size(0), heads, 1, -1)
-        read = F.scaled_dot_product_attention(queries, keys[index], values[index], attn_mask=mask).flatten(1)
-    else:
-        if alive is not None:  # the others' places stay empty: the arithmetic is small beside a copy of keys and values
-            queries = x.new_zeros(rows, queries.size(1)).index_copy_(0, alive, queries)
-        queries = queries.view(-1, beam, heads, queries.size(1) // heads).transpose(1, 2)  # (B, H, beam, D / H)
-        read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        read = read.transpose(1, 2).reshape(rows, -1)
-        read = read if alive is None else read[alive]
-    return attention.out_proj(read)
+def _attend_to_source(decoder: Any, search: Search, n: int, x: Tensor, sentences: Tensor) -> Tensor:
+    """Attention of x (A, D) over the sources ``sentences`` (A,): (A, D). Rows of a sentence share keys and values."""
+    attention, products = decoder.layers[n].encoder_attn, decoder.products
+    if (source := search.source[n]) is None:
+        source = search.source[n] = products(search.encoder_out, attention.k_proj, attention.v_proj).flatten(0, 1)
+    queries = products(x, attention.q_proj)
+    return products(ops.attend(queries, source, search.places, sentences, attention.num_heads), attention.out_proj)

@@ -6,6 +6,7 @@ namespace attn2d {
 namespace NATIVE_LEVEL {
 
 #include "vectors.h"
+#include "arithmetic.h"
 
 // ---- depthwise convolution -----------------------------------------------------------------------------------------
 
@@ -273,29 +274,6 @@ void dropout_grad(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, const T* gr
 
 // ---- maximum over the source ---------------------------------------------------------------------------------------
 
-// e^x with a relative error of a few units in the last place; saturates instead of overflowing.
-// Cephes' expf: x = n ln 2 + r, polynomial of degree 6 in r, exponent n put in place by integer arithmetic.
-INLINE f32v exponential(f32v x) {
-  x = x > 88.0f ? f32v{} + 88.0f : x;
-  x = x < -87.0f ? f32v{} - 87.0f : x;
-  const f32v shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  const f32v n = shifted - 12582912.0f;
-  const f32v r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  f32v p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const i32v exponent = (__builtin_convertvector(n, i32v) + 127) << 23;
-  return p * (f32v)exponent;
-}
-
-INLINE f64v exponential(f64v x) {
-  for (int64_t l = 0; l < (int64_t)(VECTOR_BYTES / 8); ++l) x[l] = std::exp(x[l]);
-  return x;
-}
-
 template <class V>
 INLINE V sigmoid(V x) {
   return 1 / (1 + exponential(-x));
@@ -413,15 +391,6 @@ void max_row_grad(int64_t columns, int64_t channels, bool gated, const bool* pad
 
 // ---- layer norm ----------------------------------------------------------------------------------------------------
 
-template <class V, class A>
-INLINE A total(V v) {
-  A lanes[VECTOR_BYTES / sizeof(A)];
-  std::memcpy(lanes, &v, sizeof lanes);
-  for (int64_t n = VECTOR_BYTES / sizeof(A) / 2; n > 0; n /= 2)
-    for (int64_t l = 0; l < n; ++l) lanes[l] += lanes[l + n];
-  return lanes[0];
-}
-
 template <class T>
 void layer_norm(int64_t channels, double eps, const T* x, const T* weight, const T* bias, T* out, Acc<T>* mean,
                 Acc<T>* rstd) {
@@ -432,13 +401,13 @@ void layer_norm(int64_t channels, double eps, const T* x, const T* weight, const
   V sum = {};
   for (int64_t c = 0; c < whole; c += L) sum += load(x + c);
   if (rest) sum += load_some(x + whole, rest);
-  const A m = total<V, A>(sum) / (A)channels;
+  const A m = total(sum) / (A)channels;
   V squares = {};
   for (int64_t c = 0; c < whole; c += L) {
     const V d = load(x + c) - m;
     squares += d * d;
   }
-  A variance = total<V, A>(squares);
+  A variance = total(squares);
   for (int64_t c = whole; c < channels; ++c) variance += (widen(x[c]) - m) * (widen(x[c]) - m);
   const A r = 1 / std::sqrt(variance / (A)channels + (A)eps);
   for (int64_t c = 0; c < whole; c += L) store(out + c, (load(x + c) - m) * r * load(weight + c) + load(bias + c));
@@ -473,7 +442,7 @@ void layer_norm_grad(int64_t channels, const T* x, const T* weight, Acc<T> mean,
     store_some(grad_weight + whole, load_some(grad_weight + whole, rest) + g * n, rest);
     store_some(grad_bias + whole, load_some(grad_bias + whole, rest) + g, rest);
   }
-  const A a = total<V, A>(sum) / (A)channels, b = total<V, A>(sum_x) / (A)channels;
+  const A a = total(sum) / (A)channels, b = total(sum_x) / (A)channels;
   for (int64_t c = 0; c < whole; c += L) {
     const V n = (load(x + c) - mean) * rstd;
     store(grad_x + c, (load(grad + c) * load(weight + c) - a - n * b) * rstd);

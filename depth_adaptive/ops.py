@@ -1,0 +1,65 @@
+"""Attention of one query a row to keys and values that lie anywhere in a table: what a step of decoding does most.
+
+Axes: A queries, M rows of memory, X lists of t places, H heads, D dimension. On the CPU the native kernel (``csrc/``,
+threaded and vectorised) reads keys and values where they lie; its twin, the definition, copies them together first, and
+runs on other devices, in other number formats, with gradients and where the extension is not built.
+
+The kernel's results do not depend on the number of threads, bit for bit.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from fairseq_host.extensions import load_beside
+
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+built = load_beside(__file__)
+
+
+def attend(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:
+    """softmax(q kᵀ / √(D / H)) v for each query and head (equation 2's attention, one position).
+
+    Args:
+        queries: (A, D).
+        memory: (M, 2D), a key and then a value in each row.
+        places: (X, t) int64, rows of ``memory``; below 0: nothing, as for padding.
+        lists: (A,) int64, the list of places that each query attends to; None: its own, X = A.
+        heads: H, a divisor of D.
+
+    Returns:
+        (A, D); zeros where all places are below 0.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit.
+        IndexError: places or lists out of range.
+    """
+    native = built and queries.device.type == "cpu" and queries.dtype in NATIVE_DTYPES
+    if native and not (torch.is_grad_enabled() and (queries.requires_grad or memory.requires_grad)):
+        return torch.ops.depth_adaptive.attend(queries, memory, places, lists, heads)
+    return torch_attend(queries, memory, places, lists, heads)
+
+
+def torch_attend(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:
+    """Twin of :func:`attend`."""
+    places = places if lists is None else places[lists]
+    a, t = places.shape
+    read = memory.index_select(0, places.clamp(min=0).flatten()).view(a, t, 2, heads, -1)
+    keys, values = read.permute(2, 0, 3, 1, 4)  # (A, H, t, D / H) each
+    real = (places >= 0)[:, None, None]  # (A, 1, 1, t)
+    found = F.scaled_dot_product_attention(queries.view(a, heads, 1, -1), keys, values, attn_mask=real)
+    return torch.where(real.any(-1, keepdim=True), found, 0).flatten(1)
+
+
+if built:
+
+    @torch.library.register_fake("depth_adaptive::attend")
+    def _(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:
+        return torch.empty_like(queries, memory_format=torch.contiguous_format)
+
+    @register_flop_formula(torch.ops.depth_adaptive.attend)
+    def _operations(queries: torch.Size, memory: torch.Size, places: torch.Size, *_: object, **__: object) -> int:
+        """Scores and sums of values: 2 · A · t · 2D, as the counter's formula of attention has it."""
+        return 4 * queries[0] * places[1] * queries[1]

@@ -1,0 +1,55 @@
+"""Products with the decoder's weights, a few rows at a time, as a step of decoding makes them.
+
+Axes: ... any, I inputs of a linear layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairseq_host import onednn
+
+
+class Products:
+    """Linear layers' products, those of one input as a single one, with weights kept in the layout that suits the CPU.
+
+    The copies last until :meth:`clear`, or until a weight is another tensor or has been written to; writing through
+    ``.data`` goes unseen, so a model that trains calls :meth:`clear`. They take as much memory as the weights. Where
+    oneDNN does not multiply (other devices and number formats, gradients), the layers' own weights are used.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, ...], tuple[Any, Tensor, Tensor | None]] = {}
+
+    def __deepcopy__(self, memo: Any) -> "Products":
+        return Products()
+
+    def __reduce__(self) -> Any:
+        return Products, ()
+
+    def clear(self) -> None:
+        """Forget the copies."""
+        self._copies.clear()
+
+    def __call__(self, x: Tensor, *layers: nn.Linear, relu: bool = False) -> Tensor:
+        """The layers' outputs of x (..., I), side by side in the last axis, and then ReLU if asked."""
+        if torch.is_grad_enabled() or not all(onednn.takes(x, layer.weight) for layer in layers):
+            outputs = [F.linear(x, layer.weight, layer.bias) for layer in layers]
+            y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            return F.relu_(y) if relu else y
+        weight, bias = self._weights(layers)
+        return onednn.product(x, weight, bias, "relu" if relu else "none")
+
+    def _weights(self, layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        name = tuple(map(id, layers))
+        found = self._copies.get(name)
+        if found is None or found[0] != state:
+            weight = torch.cat([layer.weight for layer in layers])
+            biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+            bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+            found = self._copies[name] = (state, onednn.packed(weight), bias)
+        return found[1], found[2]
