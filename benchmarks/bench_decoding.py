@@ -14,8 +14,8 @@ with --of-sentence all hypotheses of a sentence have the same. In one run, in tu
     first     every token leaves after the first block
 
 `speed_up` is against the faster of host and full, `over_host` against host. What no exit can save (encoder, output
-layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one block and six, as
-a share of full; `most` is the speed-up that is left if a token costs its own blocks only, and nothing else is added.
+layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one block and
+six, as a share of full; `most` is the speed-up if a token cost its own blocks only, and nothing else were added.
 """
 
 import argparse

@@ -19,13 +19,24 @@ DECISIONS = ("none", "sequence", "token", "geometric", "confidence")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The decoder's: dimension D, feed-forward, encoder's dimension E, vocabulary and number of blocks."""
+    """The decoder's: dimension D, feed-forward, encoder's dimension E, vocabulary and number of blocks.
+
+    ``output_dim``: of the output layer's input, if it is projected to another dimension than D.
+    """
 
     dim: int
     ffn: int
     encoder_dim: int
     vocabulary: int
     exits: int
+    output_dim: int | None = None
+
+    @property
+    def output(self) -> int:
+        """Operations of one output layer."""
+        if self.output_dim in (None, self.dim):
+            return 2 * self.vocabulary * self.dim
+        return 2 * self.output_dim * (self.dim + self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ def of_exits(exits: Tensor, source_lengths: Tensor, sizes: Sizes, *, decision: s
         total += 2 * d * asked.sum()
     elif decision == "confidence":  # the output layer of each exit asked, and of the last where none stops
         outputs = int(exits[real].sum())
-    return Flops(int(total) + 2 * sizes.vocabulary * d * outputs, tokens)
+    return Flops(int(total) + sizes.output * outputs, tokens)
 
 
 def full_depth(lengths: Tensor, source_lengths: Tensor, sizes: Sizes) -> Flops:

@@ -19,6 +19,8 @@ Logits = Callable[[], Tensor]
 class SequenceHalting(nn.Module):
     """One exit for a sentence, from the mean encoder output: softmax(W s + b) (equation 8)."""
 
+    kind = "sequence"
+
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
         self.unit = nn.Linear(dim, exits)
@@ -35,6 +37,8 @@ class SequenceHalting(nn.Module):
 class TokenHalting(nn.Module):
     """An exit for each token from the first block's output: softmax(W h + b) (equation 11)."""
 
+    kind = "token"
+
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
         self.unit = nn.Linear(dim, exits)
@@ -50,6 +54,8 @@ class TokenHalting(nn.Module):
 
 class GeometricHalting(nn.Module):
     """Stop or go on after every block but the last: one sigmoid unit for all of them (equations 12 and 13)."""
+
+    kind = "geometric"
 
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
@@ -103,8 +109,8 @@ class Policy:
         """(...) bool: whether to stop after block n < N, of ``state`` (..., D); asked where nothing is planned."""
         raise NotImplementedError
 
-    #: whether ``stops`` computes ``logits``, which are then the output as well
-    reads_logits = False
+    #: what a decision costs, one of ``depth_adaptive.flops.DECISIONS``
+    decision = "none"
 
 
 class FixedPolicy(Policy):
@@ -153,7 +159,7 @@ def _hash(x: Tensor) -> Tensor:
 class ConfidencePolicy(Policy):
     """Stop where the largest probability exceeds the block's threshold (section 4.2)."""
 
-    reads_logits = True
+    decision = "confidence"
 
     def __init__(self, *, exits: int, thresholds: Sequence[float]) -> None:
         super().__init__(exits=exits)
@@ -172,6 +178,7 @@ class HaltingPolicy(Policy):
         super().__init__(exits=exits)
         self.halting = halting
         self.thresholds = _thresholds(thresholds, exits)
+        self.decision = halting.kind
 
     def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor | None:
         if isinstance(self.halting, GeometricHalting):

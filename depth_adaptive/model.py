@@ -8,10 +8,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
-from torch import nn
+from torch import Tensor, nn
 
 from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
 from depth_adaptive.decoder import Decoder, Encoder
+from depth_adaptive.flops import Flops, Sizes, full_depth, of_exits
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,26 @@ class DepthAdaptiveTransformerModel(TransformerModel):
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Decoder:
         return Decoder(args, tgt_dict, embed_tokens, no_encoder_attn=getattr(args, "no_cross_attention", False))
+
+    def operations(self, exits: Tensor, source_lengths: Tensor) -> tuple[Flops, Flops]:
+        """Operations of decoding tokens that left at ``exits``, by the current policy, and at full depth.
+
+        Args:
+            exits: (B, T) int64, from 1; 0 after a sentence's end.
+            source_lengths: (B,) int64.
+        """
+        decoder = self.decoder
+        sizes = Sizes(
+            dim=decoder.embed_dim,
+            ffn=decoder.cfg.decoder.ffn_embed_dim,
+            encoder_dim=decoder.cfg.encoder.embed_dim,
+            vocabulary=len(decoder.dictionary),
+            exits=decoder.num_layers,
+            output_dim=decoder.output_embed_dim,
+        )
+        decision = "none" if decoder.policy is None else decoder.policy.decision
+        taken = of_exits(exits, source_lengths, sizes, decision=decision)
+        return taken, full_depth((exits > 0).sum(1), source_lengths, sizes)
 
     def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Make a plain Transformer's state dict fit, in place.

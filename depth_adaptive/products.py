@@ -21,7 +21,7 @@ class Products:
     """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, ...], tuple[Any, Tensor, Tensor | None]] = {}
+        self._copies: dict[tuple[nn.Linear, ...], tuple[Any, Tensor, Tensor | None]] = {}
 
     def __deepcopy__(self, memo: Any) -> "Products":
         return Products()
@@ -45,11 +45,10 @@ class Products:
     def _weights(self, layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
         tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
         state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        name = tuple(map(id, layers))
-        found = self._copies.get(name)
+        found = self._copies.get(layers)
         if found is None or found[0] != state:
-            weight = torch.cat([layer.weight for layer in layers])
-            biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+            weight = torch.cat([layer.weight.detach() for layer in layers])
+            biases: list[Tensor] = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
             bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
-            found = self._copies[name] = (state, onednn.packed(weight), bias)
+            found = self._copies[layers] = (state, onednn.packed(weight), bias)
         return found[1], found[2]

@@ -198,17 +198,44 @@ class Translator:
     def exits(
         self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
     ) -> list[list[int]] | None:
-        """The exit, from 1, of each token of `translations`; None if the model has no exits, or always takes the last.
+        """The exit, from 1, of each token of `translations`; None if the model has no exits.
 
         Beam search has taken the same.
         """
-        if getattr(getattr(self.model, "decoder", None), "policy", None) is None:
+        if not hasattr(self.model, "operations"):
             return None
+        decoder = self.model.decoder
+        if decoder.policy is None:
+            return [[decoder.num_layers] * len(translation.tokens) for translation in translations]
         found: list[list[int]] = [[] for _ in sentences]
         for batch, (_, extra) in self._forced(sentences, translations, max_tokens):
             for index, exits in zip(batch, extra["exits"].tolist(), strict=True):
                 found[index] = exits[: len(translations[index].tokens)]
         return found
+
+    def exit_figures(self, sentences: Sequence[str], exits: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+        """The part of scores.json about the decoder's exits, of translations of `sentences`; none without exits.
+
+        Their policy and mean, how many tokens took each, and the decoder's operations per token.
+        """
+        if exits is None:
+            return {}
+        lengths = torch.tensor([len(self.encode(sentence)[0]) for sentence in sentences])
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(e) for e in exits], batch_first=True)
+        taken, full = self.model.operations(padded, lengths)
+        counts = padded[padded > 0].bincount().tolist()
+        options = self.model.decoder.exit_options
+        policy = options.exit_policy
+        return {
+            "exits": {
+                "policy": f"{options.halting} halting" if policy == "halting" else policy,
+                "mean": round(padded.sum().item() / max(taken.tokens, 1), 4),
+                "blocks": self.model.decoder.num_layers,
+                "tokens": {str(exit): count for exit, count in enumerate(counts) if count},
+                "mflops_per_token": round(taken.mean / 1e6, 3),
+                "mflops_per_token_full_depth": round(full.mean / 1e6, 3),
+            }
+        }
 
     def _forced(
         self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int

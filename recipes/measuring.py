@@ -1,7 +1,6 @@
 """What an evaluation measures: a translator by its translations, a language model by its perplexity."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +68,12 @@ def translate(
         "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
         "truncated": statistics.truncated,
         "parameters": translator.parameters,
+        "blocks": getattr(translator.model.decoder, "num_layers", None),
         "beam": search["beam"],
         "lenpen": search["lenpen"],
         "search": search,
         **slot_figures(usages),
-        **exit_figures(exits),
+        **translator.exit_figures(sources, exits),
     }
 
     def write(folder: Path) -> None:
@@ -121,15 +121,6 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:
     """The part of scores.json about the slots of memories; none without memories."""
     return {"slot_usage": {layer: usage.figures() for layer, usage in usages.items()}} if usages else {}
-
-
-def exit_figures(exits: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-    """The part of scores.json about the decoder's exits: their mean, and how many tokens took each."""
-    if exits is None:
-        return {}
-    counts = Counter(exit for sentence in exits for exit in sentence)
-    mean = sum(exit * count for exit, count in counts.items()) / counts.total()
-    return {"exits": {"mean": round(mean, 4), "tokens": {str(exit): counts[exit] for exit in sorted(counts)}}}
 
 
 def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int) -> list[int]:

@@ -141,6 +141,23 @@ def exits(sentences: Sequence[tuple[Sequence[str], Sequence[int]]], blocks: int,
     _save(figure, path)
 
 
+def exit_curve(points: Sequence[tuple[str, float, float]], path: Path, title: str) -> None:
+    """BLEU against the mean exit; each point is (policy, mean exit, BLEU), and points of a policy make a line."""
+    figure, axis = _figure(7, 4.5)
+    markers = "osD^vP*X"
+    for number, series in enumerate(dict.fromkeys(name for name, _, _ in points)):
+        places = sorted((mean, bleu) for name, mean, bleu in points if name == series)
+        style = "--" if series == "models of this depth" else "-"
+        marker = markers[number % len(markers)]
+        axis.plot(*zip(*places, strict=True), style, marker=marker, markersize=5, linewidth=1.2, label=_plain(series))
+    axis.set(xlabel="mean exit (decoder blocks)", ylabel="BLEU")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.suptitle(_plain(title))
+    _save(figure, path)
+
+
 def slots(shares: np.ndarray, path: Path, title: str) -> None:
     """How often each head reads each part of a memory; shares[h, i, j] of cell (i, j) of the plane of sub-keys.
 

@@ -67,8 +67,12 @@ def facts(scores: Mapping[str, Any]) -> list[str]:
     if scores.get("overrides"):
         rows["overrides"] = ", ".join(f"{name} {value}" for name, value in scores["overrides"].items())
     if "exits" in scores:
-        counts = ", ".join(f"{exit}: {count:,}" for exit, count in scores["exits"]["tokens"].items())
-        rows["exits"] = f"mean {scores['exits']['mean']:.2f} (tokens by exit {counts})"
+        found = scores["exits"]
+        counts = ", ".join(f"{exit}: {count:,}" for exit, count in found["tokens"].items())
+        rows["exits"] = f"{found['policy']}, mean {found['mean']:.2f} of {found['blocks']} (tokens by exit {counts})"
+        rows["decoder"] = (
+            f"{found['mflops_per_token']:.2f} MFLOP a token, {found['mflops_per_token_full_depth']:.2f} at full depth"
+        )
     for layer, usage in scores.get("slot_usage", {}).items():
         rows[f"memory {layer}"] = f"{usage['used']:.1%} of the slots, divergence from uniform {usage['kl']:.2f} nats"
     rows["commit"] = scores["commit"] or "unknown"

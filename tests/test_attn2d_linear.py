@@ -69,7 +69,8 @@ def test_no_second_derivative_is_better_than_a_wrong_one() -> None:
 ON_AN_OLDER_CPU = """
 import torch
 from attn2d import ops
-from attn2d.linear import DTYPES, Linear, packed_weights
+from attn2d.linear import Linear, packed_weights
+from fairseq_host.onednn import DTYPES
 from recipes.plan import cpu_computes_bf16
 
 assert not cpu_computes_bf16() and torch.bfloat16 not in DTYPES

@@ -448,3 +448,19 @@ def test_wrong_options_are_named(case: str) -> None:
 def test_wrong_options_of_the_criterion(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         criterion(**options)
+
+
+def test_training_forgets_the_copies_of_weights() -> None:
+    """Updates in half precision write through ``.data``, which nothing sees."""
+    model = built().float()
+    model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=2)
+    beam(model, SOURCE)
+    assert model.decoder.products._copies
+    model.train()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    model.eval()
+    fresh = built().float()
+    fresh.load_state_dict(model.state_dict())
+    fresh.decoder.policy = model.decoder.policy
+    assert beam(model, SOURCE) == beam(fresh, SOURCE)

@@ -32,14 +32,17 @@ def evaluate(trained: Path, data: Path, *overrides: str) -> tuple[dict, Path]:
     return json.loads((folder / "scores.json").read_text()), folder
 
 
-def test_full_depth_has_no_exits(trained: Path, data: Path) -> None:
+def test_full_depth_is_the_last_exit(trained: Path, data: Path) -> None:
     scores, folder = evaluate(trained, data)
-    assert "exits" not in scores
-    assert not (folder / "exits.jsonl").exists()
     last, other = evaluate(trained, data, "exit_policy=fixed", "exit_layer=3")
+    for name in ("hypotheses.txt", "exits.jsonl"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
     assert last["bleu"] == scores["bleu"]
-    assert (folder / "hypotheses.txt").read_bytes() == (other / "hypotheses.txt").read_bytes()
-    assert last["exits"]["mean"] == 3
+    assert scores["exits"].pop("policy") == "full"
+    assert last["exits"].pop("policy") == "fixed"
+    assert last["exits"] == scores["exits"]
+    assert last["exits"]["mean"] == last["exits"]["blocks"] == 3
+    assert last["exits"]["mflops_per_token"] == last["exits"]["mflops_per_token_full_depth"] > 0
 
 
 def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
@@ -56,7 +59,10 @@ def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
     assert scores["exits"]["mean"] == pytest.approx(sum(exits) / len(exits), abs=1e-4)
     assert len(set(exits)) > 1
     assert (folder / "exits.png").read_bytes().startswith(b"\x89PNG")
-    assert f"mean {scores['exits']['mean']:.2f} (tokens by exit 1: " in (folder / "scores.txt").read_text()
+    text = (folder / "scores.txt").read_text()
+    assert f"random, mean {scores['exits']['mean']:.2f} of 3 (tokens by exit 1: " in text
+    assert f"{scores['exits']['mflops_per_token']:.2f} MFLOP a token" in text
+    assert scores["exits"]["mflops_per_token"] < scores["exits"]["mflops_per_token_full_depth"]
 
 
 @pytest.mark.parametrize(
@@ -72,3 +78,57 @@ def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
 def test_wrong_overrides_are_refused(override: str, words: list[str], trained: Path, data: Path) -> None:
     call = ["toy", trained / "depth.yaml", "--data", data, "--runs", trained / "runs", "--cpu"]
     refused(recipe("evaluate", *call, "--override", override), *words)
+
+
+@pytest.fixture(scope="module")
+def evaluations(trained: Path, data: Path) -> list[Path]:
+    """Full depth, two thresholds of the halting, and one exit for all."""
+    choices = [
+        [],
+        *(["exit_policy=halting", f"exit_threshold={x}"] for x in (0.3, 0.9)),
+        ["exit_policy=fixed", "exit_layer=2"],
+    ]
+    return [evaluate(trained, data, *choice)[1] for choice in choices]
+
+
+def test_evaluations_side_by_side(evaluations: list[Path], tmp_path: Path) -> None:
+    done = recipe("exits", *evaluations, "--output", tmp_path / "new/folder")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "new/folder/exits.md").read_text(encoding="utf-8")
+    assert text in done.stdout
+    assert (tmp_path / "new/folder/exits.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "new/folder").iterdir()} == {"exits.md", "exits.png"}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    found = {line[0]: dict(zip(rows[0], line, strict=True)) for line in rows[1:]}
+    assert list(found) == ["fixed (layer 2)", "full", *sorted(name for name in found if "halting" in name)]
+    for folder in evaluations:
+        scores = json.loads((folder / "scores.json").read_text())
+        threshold = (
+            f" (threshold {scores['overrides']['exit_threshold']})" if "exit_threshold" in scores["overrides"] else ""
+        )
+        layer = " (layer 2)" if "exit_layer" in scores["overrides"] else ""
+        line = found[scores["exits"]["policy"] + threshold + layer]
+        assert line["mean exit"] == f"{scores['exits']['mean']:.2f}"
+        assert line["BLEU"] == f"{scores['bleu']['score']:.2f}"
+        assert line["seconds"] == f"{scores['seconds']:,.1f}"
+        assert sum(map(int, line["tokens by exit"].split())) == scores["tokens"]
+    assert scores["bleu"]["signature"] in text
+
+
+def test_only_evaluations_that_are_alike_stand_side_by_side(evaluations: list[Path], tmp_path: Path) -> None:
+    for change, words in (
+        ({"beam": 1}, ["beam is 1", "only evaluations that are alike"]),
+        ({"split": "valid"}, ["split is valid"]),
+        ({"bleu": {"score": 1.0, "signature": "tok:none"}}, ["signature tok:none", "score both alike"]),
+    ):
+        other = tmp_path / "other"
+        other.mkdir(exist_ok=True)
+        scores = json.loads((evaluations[0] / "scores.json").read_text()) | change
+        (other / "scores.json").write_text(json.dumps(scores))
+        refused(recipe("exits", evaluations[0], other), str(other), *words)
+    (other / "scores.json").write_text("{}")
+    refused(recipe("exits", other), "has no", "evaluate a translation model anew")
+    (other / "scores.json").write_text("{")
+    refused(recipe("exits", other), "scores.json: not JSON")
+    refused(recipe("exits", tmp_path / "none"), "missing", "recipes/evaluate.sh")
+    assert not list(tmp_path.rglob("exits.*"))

@@ -1,0 +1,199 @@
+"""depth_adaptive's operator against its twin and against sums written out, and products with packed weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from depth_adaptive import ops
+from depth_adaptive.products import Products
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}  # outputs of order 1
+
+
+def by_hand(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:
+    """Attention written out, a query and a head at a time, in float64."""
+    a, d = queries.shape
+    width = d // heads
+    out = torch.zeros(a, d, dtype=torch.float64)
+    for i in range(a):
+        chosen = [place for place in places[i if lists is None else int(lists[i])].tolist() if place >= 0]
+        for h in range(heads if chosen else 0):
+            part = slice(h * width, (h + 1) * width)
+            keys = memory[chosen, :d][:, part].double()
+            values = memory[chosen, d:][:, part].double()
+            weights = torch.softmax(keys @ queries[i, part].double() / width**0.5, 0)
+            out[i, part] = weights @ values
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    queries=st.integers(1, 9),
+    heads=st.integers(1, 4),
+    width=st.integers(1, 70),
+    length=st.integers(1, 21),
+    rows=st.integers(1, 30),
+    shared=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1 << 30),
+)
+def test_attention_is_the_sum_written_out(
+    queries: int, heads: int, width: int, length: int, rows: int, shared: bool, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    d = heads * width
+    q = torch.randn(queries, 3 * d, dtype=torch.float64).to(dtype)[:, d : 2 * d]  # strided, as a part of a product is
+    memory = torch.randn(rows, 2 * d, dtype=torch.float64).to(dtype)
+    lists = torch.randint(0, 5, (queries,)) if shared else None
+    places = torch.randint(-1, rows, (5 if shared else queries, length))
+    places[0] = -1  # nothing to attend to
+    expected = by_hand(q, memory, places, lists, heads)
+    for run in (ops.attend, ops.torch_attend):
+        found = run(q, memory, places, lists, heads)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_the_extension_is_built() -> None:
+    assert ops.built
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    torch.manual_seed(1)
+    q, memory, places = torch.randn(70, 96), torch.randn(400, 192), torch.randint(0, 400, (70, 33))
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(ops.attend(q, memory, places, None, 3))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_one_query_has_the_same_bits_in_any_company() -> None:
+    torch.manual_seed(1)
+    q, memory, places = torch.randn(9, 64), torch.randn(50, 128), torch.randint(-1, 50, (9, 7))
+    together = ops.attend(q, memory, places, None, 4)
+    for i in range(9):
+        assert torch.equal(ops.attend(q[i : i + 1], memory, places[i : i + 1], None, 4)[0], together[i])
+
+
+def test_large_scores_and_values_that_are_not_finite() -> None:
+    q = torch.full((1, 4), 1e4)
+    memory = torch.tensor([[1e4] * 4 + [1.0] * 4, [-1e4] * 4 + [3.0] * 4, [torch.nan] * 8])
+    assert torch.equal(ops.attend(q, memory, torch.tensor([[0, 1]]), None, 2), torch.ones(1, 4))
+    assert ops.attend(q, memory, torch.tensor([[0, 2]]), None, 2).isnan().all()
+    assert torch.equal(ops.attend(q, memory, torch.tensor([[0, -1]]), None, 2), torch.ones(1, 4))
+
+
+def test_nothing_to_do() -> None:
+    empty = torch.zeros(0, 8), torch.zeros(3, 16), torch.zeros(0, 5, dtype=torch.long)
+    assert ops.attend(*empty, None, 2).shape == (0, 8)
+    none = torch.zeros(2, 8), torch.zeros(3, 16), torch.zeros(2, 0, dtype=torch.long)
+    assert torch.equal(ops.attend(*none, None, 2), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(memory=torch.zeros(3, 15)), RuntimeError, r"memory must be \(rows, 2D\)"),
+        (dict(memory=torch.zeros(3, 16).double()), RuntimeError, "one dtype"),
+        (dict(heads=3), RuntimeError, "heads must divide D, given 3 and 8"),
+        (dict(heads=0), RuntimeError, "heads must divide D"),
+        (dict(places=torch.zeros(2, 5)), RuntimeError, "places must be int64"),
+        (dict(places=torch.zeros(3, 5, dtype=torch.long)), RuntimeError, "for each of 2 queries"),
+        (dict(places=torch.full((2, 5), 3)), IndexError, "places must be below 3, given 3"),
+        (dict(lists=torch.tensor([0, 2])), IndexError, "lists must be below 2 and at least 0, given 2"),
+        (dict(lists=torch.tensor([0, -1])), IndexError, "given -1"),
+        (dict(lists=torch.tensor([0])), RuntimeError, "for each of 2 queries"),
+    ],
+    ids=str,
+)
+def test_wrong_inputs(changes: dict, error: type[Exception], message: str) -> None:
+    given = dict(queries=torch.zeros(2, 8), memory=torch.zeros(3, 16), places=torch.zeros(2, 5, dtype=torch.long))
+    with pytest.raises(error, match=message):
+        ops.attend(**(given | dict(lists=None, heads=2) | changes))
+
+
+def test_gradients_and_other_formats_take_the_twin() -> None:
+    torch.manual_seed(1)
+    q = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
+    places = torch.tensor([[0, 2, -1], [3, 1, 1]])
+    assert torch.autograd.gradcheck(lambda q, m: ops.attend(q, m, places, None, 2), (q, memory))
+    half = ops.attend(q.detach().half(), memory.detach().half(), places, None, 2)
+    torch.testing.assert_close(half.double(), ops.attend(q, memory, places, None, 2).detach(), rtol=0, atol=2e-3)
+
+
+def test_operations_are_counted() -> None:
+    given = torch.zeros(5, 8), torch.zeros(3, 16), torch.zeros(5, 7, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        ops.attend(*given, None, 2)
+    assert counter.get_total_flops() == 2 * 5 * 7 * 8 * 2
+
+
+# ---- products with packed weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, False)], ids=str)
+@torch.no_grad()
+def test_products_side_by_side(dtype: torch.dtype, biases: tuple[bool, bool]) -> None:
+    torch.manual_seed(1)
+    first, second = (nn.Linear(24, n, bias=bias).to(dtype) for n, bias in zip((10, 33), biases, strict=True))
+    products = Products()
+    for rows in (1, 5, 200, 3):
+        x = torch.randn(rows, 24).to(dtype)
+        doubles = [copy.deepcopy(layer).double() for layer in (first, second)]
+        expected = torch.cat([layer(x.double()) for layer in doubles], -1)
+        for relu in (False, True):
+            found = products(x, first, second, relu=relu).double()
+            tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+            torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_copies_follow_their_weights() -> None:
+    layer, products = nn.Linear(8, 8), Products()
+    x = torch.randn(3, 8)
+
+    def check() -> None:
+        torch.testing.assert_close(products(x, layer), layer(x))
+
+    check()
+    layer.weight.mul_(2)
+    check()
+    layer.bias.add_(1)
+    check()
+    layer.load_state_dict(nn.Linear(8, 8).state_dict())
+    check()
+    layer.weight.data = torch.randn(8, 8)
+    check()
+    layer.weight.data.mul_(2)  # as fairseq does after an update in half precision: unseen
+    products.clear()
+    check()
+    layer = nn.Linear(8, 8)
+    check()
+
+
+def test_gradients_take_no_copies() -> None:
+    layer, products = nn.Linear(8, 8), Products()
+    products(torch.randn(3, 8), layer, relu=True).sum().backward()
+    assert layer.weight.grad is not None
+    assert not products._copies
+
+
+@torch.no_grad()
+def test_copies_are_not_copied() -> None:
+    layer, products = nn.Linear(8, 8), Products()
+    products(torch.randn(3, 8), layer)
+    assert products._copies
+    assert not copy.deepcopy(products)._copies
+    assert not pickle.loads(pickle.dumps(products))._copies
