@@ -15,21 +15,16 @@ from depth_adaptive import ops
 from depth_adaptive.halting import Policy
 
 
-class Slots:
-    """Storage that grows, of ``parts`` tensors (slots, width)."""
+POSITIONS = 16  # that there is room for at first
 
-    def __init__(self, like: Tensor, *, width: int, parts: int) -> None:
-        self.parts = [like.new_empty(0, width) for _ in range(parts)]
 
-    def __getitem__(self, part: int) -> Tensor:
-        return self.parts[part]
-
-    def reserve(self, slots: int) -> None:
-        """Make room for so many slots."""
-        for i, old in enumerate(self.parts):
-            if old.size(0) < slots:
-                self.parts[i] = old.new_empty(max(slots, 2 * old.size(0)), old.size(1))
-                self.parts[i][: old.size(0)] = old
+def grown(storage: Tensor, slots: int) -> Tensor:
+    """``storage`` (slots, ...), with its contents, for so many slots at least; what is new has any value."""
+    if storage.size(0) >= slots:
+        return storage
+    larger = storage.new_empty(max(slots, 2 * storage.size(0)), *storage.shape[1:])
+    larger[: storage.size(0)] = storage
+    return larger
 
 
 class Search:
@@ -48,8 +43,8 @@ class Search:
         self.eager = eager
         self.sentence = mean_state(encoder_out, padding)  # (B, E)
         like = encoder_out.new_empty(0)
-        self.kept = Slots(like, width=decoder.embed_dim, parts=1)  # the state a slot has left with
-        self.keys_values = [Slots(like, width=2 * decoder.embed_dim, parts=1) for _ in layers]
+        self.kept = like.new_empty(0, decoder.embed_dim)  # the state a slot has left with
+        self.keys_values = [like.new_empty(0, 2 * decoder.embed_dim) for _ in layers]
         self.filled = [torch.zeros(0, dtype=torch.bool, device=like.device) for _ in layers]
         self.history: Tensor | None = None  # (R, t) slots of each row
         self.exits: Tensor | None = None  # (R, t) exits of each row
@@ -67,18 +62,18 @@ class Search:
         device = self.encoder_out.device
         new = torch.arange(self.used, self.used + rows, device=device)
         self.used += rows
-        self.kept.reserve(self.used)
+        room = self.used if self.history is not None else POSITIONS * rows
+        self.kept = grown(self.kept, room)
         for n, storage in enumerate(self.keys_values):
-            storage.reserve(self.used)
-            more = storage[0].size(0) - self.filled[n].numel()
-            if more:
-                self.filled[n] = F.pad(self.filled[n], (0, more))
+            self.keys_values[n] = grown(storage, room)
+            self.filled[n] = grown(self.filled[n], room)
+            self.filled[n][new] = False
         self.history = new[:, None] if self.history is None else torch.cat([self.history, new[:, None]], 1)
         return new
 
     def keep(self, n: int, slots: Tensor, keys_values: Tensor) -> None:
         """Keys and values (A, 2D) in block n (from 0) of ``slots`` (A,)."""
-        self.keys_values[n][0].index_copy_(0, slots, keys_values)
+        self.keys_values[n].index_copy_(0, slots, keys_values)
         self.filled[n].index_fill_(0, slots, True)
 
     def missing(self, n: int, alive: Tensor | None) -> Tensor | None:
@@ -152,7 +147,7 @@ def step(
         if found is not None:
             logits = found.new_empty(x.size(0), found.size(1)) if logits is None else logits
             logits[rows] = found[leaving]
-        search.kept[0][slots[rows]] = x[rows]
+        search.kept[slots[rows]] = x[rows]
         search.shallowest = min(search.shallowest, n)
         if search.eager:
             for upper in range(n, total):
@@ -218,14 +213,14 @@ def _attend_to_history(decoder: Any, search: Search, n: int, x: Tensor, slots: T
     assert search.history is not None
     if (missing := search.missing(n, alive)) is not None:
         _fill(decoder, search, n, missing)
-    read = ops.attend(projected[:, 2 * d :], search.keys_values[n][0], search.history, alive, attention.num_heads)
+    read = ops.attend(projected[:, 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads)
     return decoder.products(read, attention.out_proj)
 
 
 def _fill(decoder: Any, search: Search, n: int, slots: Tensor) -> None:
     """Keys and values in block n of slots that have left below it, from their copied states (section 3)."""
     layer = decoder.layers[n]
-    x = search.kept[0][slots]
+    x = search.kept[slots]
     if layer.normalize_before:
         x = layer.self_attn_layer_norm(x)
     search.keep(n, slots, decoder.products(x, layer.self_attn.k_proj, layer.self_attn.v_proj))

@@ -48,7 +48,9 @@ class Products:
         found = self._copies.get(layers)
         if found is None or found[0] != state:
             weight = torch.cat([layer.weight.detach() for layer in layers])
-            biases: list[Tensor] = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+            biases: list[Tensor] = [
+                weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
+            ]
             bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
             found = self._copies[layers] = (state, onednn.packed(weight), bias)
         return found[1], found[2]
