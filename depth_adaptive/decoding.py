@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from depth_adaptive import ops
 from depth_adaptive.halting import Policy
 
-
 POSITIONS = 16  # that there is room for at first
 
 
