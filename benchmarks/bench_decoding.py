@@ -13,9 +13,10 @@ with --of-sentence all hypotheses of a sentence have the same. In one run, in tu
     waiting   the drawn exits, but the whole batch goes as deep as its deepest row
     first     every token leaves after the first block
 
-`speed_up` is against the faster of host and full, `over_host` against host. What no exit can save (encoder, output
-layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one block and
-six, as a share of full; `most` is the speed-up if a token cost its own blocks only, and nothing else were added.
+Ratios of times: `speedup` is host / adaptive, `over_own_full` full / adaptive, `vs_wait_for_slowest` waiting /
+adaptive, `vs_eager` eager / adaptive. What no exit can save (encoder, output layer, beam search itself) is told from
+first and full: the time of no blocks at all, on the line through one block and six; `unavoidable_share` is its share of
+full, and `most_over_own_full` full / adaptive if a token cost its own blocks only and nothing else were added.
 """
 
 import argparse
@@ -111,22 +112,21 @@ def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict
     timings = time_in_turn(
         {name: (lambda run=run: translate(*run)) for name, run in runs.items()}, rounds=rounds, warmup=1
     )
-    fastest = min(("host", "full"), key=lambda name: timings[name].median)
     block = (timings["full"].median - timings["first"].median) / (EXITS - 1)
     mean = drawn.double().mean().item()
     speed = {name: round(batch * (TARGET + 1) / timings[name].median) for name in ("host", "full", "adaptive")}
     return {
-        "dim": dim,
+        "d": dim,
         "batch": batch,
         "beam": beam,
         "mean_exit": round(mean, 2),
         **{f"{name}_tokens_per_second": value for name, value in speed.items()},
-        "speed_up": round(ratio(timings[fastest], timings["adaptive"]), 2),
-        "over_host": round(ratio(timings["host"], timings["adaptive"]), 2),
-        "against_waiting": round(ratio(timings["waiting"], timings["adaptive"]), 2),
-        "against_eager": round(ratio(timings["eager"], timings["adaptive"]), 2),
-        "not_to_be_saved": round((timings["first"].median - block) / timings["full"].median, 2),
-        "most": round(timings[fastest].median / (timings["first"].median + (mean - 1) * block), 2),
+        "speedup": round(ratio(timings["host"], timings["adaptive"]), 2),
+        "over_own_full": round(ratio(timings["full"], timings["adaptive"]), 2),
+        "vs_wait_for_slowest": round(ratio(timings["waiting"], timings["adaptive"]), 2),
+        "vs_eager": round(ratio(timings["eager"], timings["adaptive"]), 2),
+        "unavoidable_share": round((timings["first"].median - block) / timings["full"].median, 2),
+        "most_over_own_full": round(timings["full"].median / (timings["first"].median + (mean - 1) * block), 2),
         "spread": round(max(timings["adaptive"].seconds) / min(timings["adaptive"].seconds), 2),
     }
 
@@ -151,7 +151,7 @@ def main() -> None:
                     if len(lines) == 1:
                         print("  ".join(lines[0]))
                     print("  ".join(f"{value:>{len(name)}}" for name, value in lines[-1].items()), flush=True)
-    finish({"of_sentence": options.of_sentence, "lines": lines})
+    finish({"of_sentence": options.of_sentence, "cases": lines})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from depth_adaptive import ops
 from depth_adaptive.halting import Policy
 
 POSITIONS = 16  # that there is room for at first
+# With so few rows a product takes the time of reading the weights, however many rows there are.
+FEW_ROWS = 8
 
 
 def grown(storage: Tensor, slots: int) -> Tensor:
@@ -48,7 +50,7 @@ class Search:
         self.history: Tensor | None = None  # (R, t) slots of each row
         self.exits: Tensor | None = None  # (R, t) exits of each row
         self.used = 0  # slots
-        self.shallowest = len(layers)  # exit so far
+        self.complete = [True for _ in layers]  # whether all slots have keys and values
         length, count, _ = encoder_out.shape
         # Rows of `source` that hold a sentence's keys and values; below 0 at padding: (B, S)
         self.places = torch.arange(length * count, device=like.device).view(length, count).t().contiguous()
@@ -77,7 +79,7 @@ class Search:
 
     def missing(self, n: int, alive: Tensor | None) -> Tensor | None:
         """Slots in the histories of the rows ``alive`` that have no keys and values in block n; None: all have."""
-        if self.eager or n < self.shallowest:
+        if self.complete[n]:
             return None
         assert self.history is not None
         history = self.history if alive is None else self.history[alive]
@@ -147,7 +149,6 @@ def step(
             logits = found.new_empty(x.size(0), found.size(1)) if logits is None else logits
             logits[rows] = found[leaving]
         search.kept[slots[rows]] = x[rows]
-        search.shallowest = min(search.shallowest, n)
         if search.eager:
             for upper in range(n, total):
                 _fill(decoder, search, upper, slots[rows])
@@ -155,6 +156,10 @@ def step(
         alive = staying if alive is None else alive[staying]
         if not alive.numel():
             break
+    if not search.eager:
+        few = slots.numel() <= FEW_ROWS
+        for upper in range(int(exits.min()) if not few else n, total):
+            search.complete[upper] = False
     if logits is None:
         logits = decoder.logits_by_exit(x, exits)
     elif alive is not None and alive.numel():
@@ -207,22 +212,34 @@ def _attend_to_history(decoder: Any, search: Search, n: int, x: Tensor, slots: T
     """Self-attention of the normalised inputs x (A, D) over each row's history, itself included: (A, D)."""
     attention = decoder.layers[n].self_attn
     d = attention.embed_dim
-    projected = decoder.products(x, attention.k_proj, attention.v_proj, attention.q_proj)  # (A, 3D)
-    search.keep(n, slots if alive is None else slots[alive], projected[:, : 2 * d])
+    own, inputs = slots, x
+    if alive is not None:
+        own = slots[alive]
+        if slots.numel() <= FEW_ROWS and not search.eager:  # those that have left get theirs on the way
+            left = slots[torch.ones_like(slots, dtype=torch.bool).index_fill_(0, alive, False)]
+            own, inputs = torch.cat([own, left]), torch.cat([x, _copied(decoder, search, n, left)])
+    projected = decoder.products(inputs, attention.k_proj, attention.v_proj, attention.q_proj)  # (A or more, 3D)
+    search.keep(n, own, projected[:, : 2 * d])
     assert search.history is not None
     if (missing := search.missing(n, alive)) is not None:
         _fill(decoder, search, n, missing)
-    read = ops.attend(projected[:, 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads)
+    read = ops.attend(
+        projected[: x.size(0), 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads
+    )
     return decoder.products(read, attention.out_proj)
 
 
 def _fill(decoder: Any, search: Search, n: int, slots: Tensor) -> None:
     """Keys and values in block n of slots that have left below it, from their copied states (section 3)."""
-    layer = decoder.layers[n]
-    x = search.kept[slots]
-    if layer.normalize_before:
-        x = layer.self_attn_layer_norm(x)
-    search.keep(n, slots, decoder.products(x, layer.self_attn.k_proj, layer.self_attn.v_proj))
+    attention = decoder.layers[n].self_attn
+    copied = _copied(decoder, search, n, slots)
+    search.keep(n, slots, decoder.products(copied, attention.k_proj, attention.v_proj))
+
+
+def _copied(decoder: Any, search: Search, n: int, slots: Tensor) -> Tensor:
+    """What block n's keys and values are made from, of slots that have left below it: (A, D)."""
+    layer, x = decoder.layers[n], search.kept[slots]
+    return layer.self_attn_layer_norm(x) if layer.normalize_before else x
 
 
 def _attend_to_source(decoder: Any, search: Search, n: int, x: Tensor, sentences: Tensor) -> Tensor:
