@@ -4,6 +4,7 @@ Every field becomes a command-line flag (``exit_policy`` → ``--exit-policy``) 
 Real annotations are needed here: fairseq evaluates them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
@@ -24,6 +25,13 @@ from fairseq_host.errors import UserError
 TRAININGS = ("aligned", "mixed")
 PROJECTIONS = ("shared", "separate")
 COPIES = ("deferred", "eager")
+CHOICES = {
+    "exit_projections": PROJECTIONS,
+    "exit_training": TRAININGS,
+    "halting": HALTINGS,
+    "exit_policy": POLICIES,
+    "exit_copies": COPIES,
+}
 
 
 @dataclass
@@ -109,6 +117,15 @@ def options_of(args: Any) -> DepthOptions:
 
 def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_attention: bool) -> None:
     """Raise a UserError for an option out of range or at odds with others."""
+    # The command line has seen to these; --model-overrides takes anything.
+    for name, valid in CHOICES.items():
+        if (value := getattr(options, name)) not in valid:
+            raise UserError(f"{_flag(name)} must be one of {', '.join(valid)}, given {value!r}")
+    for name, kind in (("exit_samples", int), ("exit_layer", int), ("exit_gradient_scale", (int, float))):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            rule = "a whole number" if kind is int else "a number"
+            raise UserError(f"{_flag(name)} must be {rule}, given {value!r}")
     if options.exit_samples < 1:
         raise UserError(f"--exit-samples must be at least 1, given {options.exit_samples}")
     scale = options.exit_gradient_scale
@@ -134,24 +151,24 @@ def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_att
 def build_policy(options: DepthOptions, *, exits: int, halting: Halting | None) -> Policy | None:
     """The policy that ``options`` name; None for full depth. Raises a UserError as :func:`check` does."""
     thresholds = numbers("--exit-threshold", options.exit_threshold) or [0.5]
-    try:
-        if options.exit_policy == "fixed":
-            assert options.exit_layer is not None
-            return FixedPolicy(exits=exits, exit=options.exit_layer)
-        if options.exit_policy == "random":
-            weights = numbers("--exit-distribution", options.exit_distribution)
-            return _named("--exit-distribution", lambda: RandomPolicy(exits=exits, weights=weights or None))
-        if options.exit_policy == "confidence":
-            return ConfidencePolicy(exits=exits, thresholds=thresholds)
-        if options.exit_policy == "halting":
-            assert halting is not None
-            return HaltingPolicy(exits=exits, halting=halting, thresholds=thresholds)
-    except ValueError as error:
-        raise UserError(f"--exit-threshold: {error}") from None
-    return None
+    weights = numbers("--exit-distribution", options.exit_distribution) or None
+    # Built whatever the policy, so that what is wrong shows before a training and not after it.
+    confidence = _named("--exit-threshold", lambda: ConfidencePolicy(exits=exits, thresholds=thresholds))
+    random = _named("--exit-distribution", lambda: RandomPolicy(exits=exits, weights=weights))
+    if options.exit_policy == "fixed":
+        assert options.exit_layer is not None
+        return FixedPolicy(exits=exits, exit=options.exit_layer)
+    if options.exit_policy == "halting":
+        assert halting is not None
+        return HaltingPolicy(exits=exits, halting=halting, thresholds=thresholds)
+    return {"random": random, "confidence": confidence}.get(options.exit_policy)
 
 
-def _named(option: str, build: Any) -> Any:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _named(option: str, build: Callable[[], Policy]) -> Policy:
     try:
         return build()
     except ValueError as error:

@@ -71,17 +71,19 @@ class DepthAdaptiveCriterion(FairseqCriterion):
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """The host's interface: (loss, sample size, what is logged)."""
-        _, extra = model(**sample["net_input"], features_only=True)
-        decoder = getattr(model, "module", model).decoder
+        decoder = getattr(model, "decoder", None)  # the host's wrappers for several processes hand it through
         if not isinstance(decoder, Decoder):
             raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
+        _, extra = model(**sample["net_input"], features_only=True)
         target = sample["target"]
         real = target != self.padding_idx  # (B, T)
         tokens = sample["ntokens"]
         log: dict[str, Any] = {"ntokens": tokens, "nsentences": target.size(0), "sample_size": tokens}
         likelihoods = correct = None
         if "exit_states" in extra:
-            exits_loss, likelihoods, correct = self.all_exits(decoder, extra["exit_states"], target, real)
+            # In mixed training this is for the oracle alone.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not extra["mixed"]):
+                exits_loss, likelihoods, correct = self.all_exits(decoder, extra["exit_states"], target, real)
             nll = -likelihoods.sum((1, 2))
             for n in range(likelihoods.size(0)):
                 log[f"nll_{n + 1}"] = nll[n]
@@ -117,25 +119,28 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         return torch.stack(losses).sum(), torch.stack(likelihoods), torch.stack(corrects)
 
     def sampled_exits(
-        self, decoder: Decoder, exits: Tensor, states: Tensor, target: Tensor, real: Tensor
+        self, decoder: Decoder, exits: Tensor, states: list[Tensor], target: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mixed training (equation 5), one sampled sequence of exits (B, T): the loss and, without smoothing, the
-        negative log-likelihood. ``states`` (B, T, D) are those that each token has left with."""
+        negative log-likelihood. ``states`` are the outputs of the blocks, (B, T, D) each."""
         losses, nlls = [], []
-        for n in range(1, decoder.num_layers + 1):
+        for n, state in enumerate(states, start=1):
             chosen = real & (exits == n)
-            loss, likelihood, _ = self.cross_entropy(decoder, n, states[chosen], target[chosen])
+            # Not a copy of it from above, whose gradient is scaled there.
+            loss, likelihood, _ = self.cross_entropy(decoder, n, state[chosen], target[chosen])
             losses.append(loss)
             nlls.append(-likelihood.sum())
         return torch.stack(losses).sum(), torch.stack(nlls).sum()
 
     def cross_entropy(self, decoder: Decoder, n: int, states: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of exit n for block outputs (M, D) and targets (M,); the gradient scaled as appendix A has it."""
-        features = decoder.exit_features(n, states)
-        if decoder.gradient_scales is not None and decoder.training:
-            features = scale_gradient(features, decoder.gradient_scales[n - 1])
         weight = decoder.exit_projection(n).weight
-        return linear_cross_entropy(features, weight, target, smoothing=self.smoothing)
+        loss, likelihood, correct = linear_cross_entropy(
+            decoder.exit_features(n, states), weight, target, smoothing=self.smoothing
+        )
+        if decoder.gradient_scales is not None and decoder.training:
+            loss = scale_gradient(loss, decoder.gradient_scales[n - 1])
+        return loss, likelihood, correct
 
     def halting(
         self, decoder: Decoder, extra: dict[str, Any], likelihoods: Tensor, correct: Tensor, real: Tensor
@@ -156,21 +161,23 @@ class DepthAdaptiveCriterion(FairseqCriterion):
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log averages a token, in bits."""
 
-        def total(name: str) -> Any:
-            return sum(log.get(name, 0) for log in logging_outputs)
-
-        tokens = total("ntokens")
         bits = math.log(2)
+
+        def mean(name: str, logged_as: str, unit: float, places: int) -> None:
+            logs = [log for log in logging_outputs if name in log]
+            if logs:
+                tokens = sum(log["ntokens"] for log in logs)
+                metrics.log_scalar(logged_as, sum(log[name] for log in logs) / tokens / unit, tokens, round=places)
+
         for name in ("loss", "nll_loss", "exits_loss", "halting_loss"):
-            if any(name in log for log in logging_outputs):
-                metrics.log_scalar(name, total(name) / tokens / bits, tokens, round=3)
-        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
-        if any("oracle_exit" in log for log in logging_outputs):
-            metrics.log_scalar("oracle_exit", total("oracle_exit") / tokens, tokens, round=3)
+            mean(name, name, bits, 3)
+        if any("nll_loss" in log for log in logging_outputs):
+            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        mean("oracle_exit", "oracle_exit", 1, 3)
         n = 1
         while any(f"nll_{n}" in log for log in logging_outputs):
-            metrics.log_scalar(f"nll_{n}", total(f"nll_{n}") / tokens / bits, tokens, round=3)
-            metrics.log_scalar(f"accuracy_{n}", 100 * total(f"correct_{n}") / tokens, tokens, round=2)
+            mean(f"nll_{n}", f"nll_{n}", bits, 3)
+            mean(f"correct_{n}", f"accuracy_{n}", 0.01, 2)
             n += 1
 
     @staticmethod

@@ -179,7 +179,7 @@ class Decoder(TransformerDecoder):
         """The host's, with exits.
 
         With ``features_only`` the last exit's features and, in the extra outputs, "exit_states": the outputs of all
-        blocks, (B, T, D) each; in mixed training also "mixed", a list of (exits (B, T), states (B, T, D)); and
+        blocks, (B, T, D) each; in mixed training also "mixed", a list of (exits (B, T), such outputs); and
         "sentence", the mean encoder output (B, E). Otherwise logits of the exits that the policy chooses, which
         are in the extra outputs as "exits" (B, T).
         """
@@ -203,9 +203,9 @@ class Decoder(TransformerDecoder):
                 exits = torch.randint(1, self.num_layers + 1, tokens.shape, device=tokens.device)
                 run = Pass(exits)
                 self.states(tokens, encoder_out, run, **options)
-                mixed.append((exits, run.states[-1]))
+                mixed.append((exits, run.states))
         if mixed and self.halting is None:
-            return mixed[-1][1], {"attn": [None], "mixed": mixed}
+            return mixed[-1][1][-1], {"attn": [None], "mixed": mixed}
         run = Pass()
         x, extra = self.states(tokens, encoder_out, run, **options)
         return x, {**extra, "exit_states": run.states, "mixed": mixed, "sentence": sentence_of(encoder_out)}

@@ -16,6 +16,11 @@ POLICIES = ("full", "fixed", "random", "confidence", "halting")
 Logits = Callable[[], Tensor]
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class SequenceHalting(nn.Module):
     """One exit for a sentence, from the mean encoder output: softmax(W s + b) (equation 8)."""
 
@@ -27,7 +32,7 @@ class SequenceHalting(nn.Module):
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B) from ``sentence`` (B, E); ``states`` are not looked at."""
-        return F.log_softmax(self.unit(sentence).float(), dim=-1).movedim(-1, 0)
+        return F.log_softmax(_exact(self.unit(sentence)), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
         """(..., ) exits from ``sentence`` (..., E)."""
@@ -45,7 +50,7 @@ class TokenHalting(nn.Module):
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B, T) from the first of ``states``, (B, T, D) each."""
-        return F.log_softmax(self.unit(states[0]).float(), dim=-1).movedim(-1, 0)
+        return F.log_softmax(_exact(self.unit(states[0])), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
         """(..., ) exits from ``first`` (..., D)."""
@@ -64,9 +69,9 @@ class GeometricHalting(nn.Module):
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B, T): log of chi_n * prod_{m<n} (1 - chi_m), the rest at N; ``states`` (B, T, D), N of them."""
-        unit = self.unit(torch.stack(list(states[:-1]))).float().squeeze(-1) if self.exits > 1 else None
-        if unit is None:
-            return states[0].new_zeros(1, *states[0].shape[:-1], dtype=torch.float32)
+        if self.exits == 1:
+            return torch.zeros_like(_exact(states[0][None, ..., 0]))
+        unit = _exact(self.unit(torch.stack(list(states[:-1])))).squeeze(-1)
         go_on = F.logsigmoid(-unit).cumsum(0)  # (N - 1, B, T)
         before = torch.cat([torch.zeros_like(go_on[:1]), go_on[:-1]])
         return torch.cat([F.logsigmoid(unit) + before, go_on[-1:]])
@@ -135,7 +140,7 @@ class RandomPolicy(Policy):
     def __init__(self, *, exits: int, weights: Sequence[float] | None = None, seed: int = 1) -> None:
         super().__init__(exits=exits)
         weights = [1.0] * exits if weights is None else list(weights)
-        if len(weights) != exits or min(weights) < 0 or not sum(weights) > 0:
+        if len(weights) != exits or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
             raise ValueError(f"{exits} weights of at least 0, one of them above, are needed, given {weights}")
         self.cumulated = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
         self.seed = seed

@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float, training: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         m, v = features.size(0), weight.size(0)
         spread = smoothing / (v - 1)
@@ -41,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         likelihood = features.new_empty(m, dtype=exact)
         correct = torch.empty(m, dtype=torch.bool, device=features.device)
         loss = features.new_zeros((), dtype=exact)
-        wanted = ctx.needs_input_grad[:2]
+        wanted = [training and needed for needed in ctx.needs_input_grad[:2]]
         d_features = torch.empty_like(features) if wanted[0] else None
         d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None
         rows = max(1, CHUNK // v)
@@ -73,6 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_weight is None else d_weight * d_loss.to(d_weight.dtype),
             None,
             None,
+            None,
         )
 
 
@@ -91,7 +92,8 @@ def linear_cross_entropy(
         The loss (), differentiable in ``features`` and ``weight``; the log-likelihoods (M,) in float32 or
         better and whether the target is the most likely word (M,), both without gradient.
     """
-    return _LinearCrossEntropy.apply(features, weight, targets, smoothing)
+    # Only here is it known whether gradients are recorded.
+    return _LinearCrossEntropy.apply(features, weight, targets, smoothing, torch.is_grad_enabled())
 
 
 class _Scale(torch.autograd.Function):
