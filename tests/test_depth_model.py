@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -16,9 +15,7 @@ from torch import Tensor
 
 import depth_adaptive  # noqa: F401  (it registers)
 from depth_adaptive import halting
-from depth_adaptive.criterion import DepthAdaptiveCriterion
 from depth_adaptive.decoder import Pass
-from depth_adaptive.losses import exit_weights
 from depth_adaptive.model import DepthAdaptiveTransformerModel
 from fairseq_host.errors import UserError
 
@@ -261,134 +258,6 @@ def test_translations_do_not_hang_on_the_batch(name: str, copies: str) -> None:
                 assert [t for t, _ in together[place]] == [t for t, _ in alone[index]]
 
 
-def criterion(**options: Any) -> DepthAdaptiveCriterion:
-    defaults = dict(
-        label_smoothing=0.1, exit_weighting="uniform", halting_weight=0.5, halting_oracle="correctness",
-        halting_penalty=0.1, halting_smoothing=0.0,
-    )  # fmt: skip
-    return DepthAdaptiveCriterion(task(), **(defaults | options))
-
-
-def sample() -> dict[str, Any]:
-    inputs = {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(1).sum(1), "prev_output_tokens": TARGET}
-    return {"net_input": inputs, "target": GOLD, "ntokens": int((GOLD != 1).sum())}
-
-
-def smoothed_loss(logits: Tensor, target: int, smoothing: float) -> Tensor:
-    lprobs = logits.log_softmax(-1)
-    spread = smoothing / (len(logits) - 1)
-    return -(1 - smoothing - spread) * lprobs[target] - spread * lprobs.sum()
-
-
-@variants
-@pytest.mark.parametrize("weighting", ["uniform", "n", "sqrt", "inverse-sqrt", "inverse"])
-def test_aligned_loss_is_a_loop_over_exits_and_tokens(weighting: str, options: dict[str, Any]) -> None:
-    model = built(**options).train()
-    loss, size, log = criterion(exit_weighting=weighting)(model, sample())
-    weights = exit_weights(weighting, LAYERS)
-    expected, nll = torch.zeros((), dtype=torch.double), torch.zeros(LAYERS, dtype=torch.double)
-    target = sample()["target"]
-    for n, b in itertools.product(range(1, LAYERS + 1), range(3)):
-        source = SOURCE[b][SOURCE[b] != 1][None]
-        pass_ = Pass()
-        model.decoder.states(TARGET[b : b + 1], model.encoder(source, None), pass_)
-        for t in (target[b] != 1).nonzero().flatten().tolist():
-            logits = model.decoder.exit_logits(n, pass_.states[n - 1][0, t])
-            expected = expected + weights[n - 1] * smoothed_loss(logits, target[b, t], 0.1)
-            nll[n - 1] -= logits.log_softmax(-1)[target[b, t]].item()
-    torch.testing.assert_close(loss, expected)
-    assert size == 17
-    torch.testing.assert_close(torch.stack([log[f"nll_{n}"] for n in range(1, LAYERS + 1)]), nll)
-    named = dict(model.named_parameters())
-    ours = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    theirs = torch.autograd.grad(expected, list(named.values()), allow_unused=True)
-    for name, one, other in zip(named, ours, theirs, strict=True):
-        assert (one is None) == (other is None), name
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9, msg=name)
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_mixed_loss_copies_the_states_of_exited_tokens(samples: int) -> None:
-    options = dict(exit_training="mixed", exit_samples=samples, exit_projections="separate")
-    model = built(**options).train()
-    torch.manual_seed(9)
-    loss, _, _ = criterion()(model, sample())
-    torch.manual_seed(9)
-    expected, target = torch.zeros((), dtype=torch.double), sample()["target"]
-    for _ in range(samples):
-        exits = torch.randint(1, LAYERS + 1, TARGET.shape)
-        run_ = Pass(exits)
-        model.decoder.states(TARGET, model.encoder(SOURCE, SOURCE.ne(1).sum(1)), run_)
-        for b, t in (target != 1).nonzero().tolist():
-            n = int(exits[b, t])
-            for above in range(n, LAYERS):
-                assert torch.equal(run_.states[above][b, t], run_.states[n - 1][b, t])
-            logits = model.decoder.exit_logits(n, run_.states[n - 1][b, t])
-            expected = expected + smoothed_loss(logits, target[b, t], 0.1) / samples
-    torch.testing.assert_close(loss, expected)
-
-
-@pytest.mark.parametrize("kind", ["sequence", "token", "geometric"])
-@pytest.mark.parametrize("oracle", ["likelihood", "correctness"])
-@pytest.mark.parametrize("training", ["aligned", "mixed"])
-def test_halting_loss_is_a_loop_over_tokens(kind: str, oracle: str, training: str) -> None:
-    model = built(halting=kind, exit_training=training).train()
-    judge = criterion(halting_oracle=oracle, halting_weight=0.7)
-    torch.manual_seed(9)
-    loss, _, log = judge(model, sample())
-    torch.testing.assert_close(loss.detach(), log["exits_loss"] + 0.7 * log["halting_loss"])
-    target = sample()["target"]
-    encoder_out = model.encoder(SOURCE, SOURCE.ne(1).sum(1))
-    run_ = Pass()
-    model.decoder.states(TARGET, encoder_out, run_)
-    unit, expected, exits = model.decoder.halting.unit, 0.0, 0
-    for b in range(3):
-        tokens = (target[b] != 1).nonzero().flatten().tolist()
-        scores = torch.zeros(LAYERS, len(tokens), dtype=torch.double)
-        for n, (i, t) in itertools.product(range(LAYERS), enumerate(tokens)):
-            lprobs = model.decoder.exit_logits(n + 1, run_.states[n][b, t]).log_softmax(-1)
-            right = float(lprobs.argmax() == target[b, t])
-            scores[n, i] = lprobs[target[b, t]] if oracle == "likelihood" else right
-        length = int((SOURCE[b] != 1).sum())
-        sentence = encoder_out["encoder_out"][0][:length, b].mean(0)
-        for i, t in enumerate(tokens):
-            states = [run_.states[n][b, t] for n in range(LAYERS)]
-            if kind == "geometric":
-                chi = [torch.sigmoid(unit(state)).item() for state in states[:-1]] + [1.0]
-                q = [chi[n] * torch.tensor([1 - c for c in chi[:n]]).prod().item() for n in range(LAYERS)]
-            else:
-                q = unit(sentence if kind == "sequence" else states[0]).softmax(-1).tolist()
-            total = scores.sum(1) if kind == "sequence" else scores[:, i]
-            best = max(range(LAYERS), key=lambda n, total=total: (round(total[n].item() - 0.1 * (n + 1), 10), -n))
-            expected -= torch.tensor(q[best]).log().item()
-            exits += best + 1
-    assert log["halting_loss"].item() == pytest.approx(expected, rel=1e-4)
-    assert log["oracle_exit"] == exits
-
-
-def test_scaled_gradients_by_hand() -> None:
-    """Block m's share of exit n's gradient is gamma_n / (gamma_{m+1} ... gamma_n)."""
-    scaled, plain = (built(exit_gradient_scale=scale).train() for scale in (0.5, None))
-    gammas = [0.5 * (LAYERS - n + 1) for n in range(1, LAYERS + 1)]
-    for n in range(1, LAYERS + 1):
-        weights = [float(m == n) for m in range(1, LAYERS + 1)]
-        for m in range(1, n + 1):
-            gradients = []
-            for model in (scaled, plain):
-                run_ = Pass()
-                model.decoder.states(TARGET, model.encoder(SOURCE, None), run_)
-                loss, _, _ = criterion().cross_entropy(
-                    model.decoder, n, run_.states[n - 1].flatten(0, 1), TARGET.flatten()
-                )
-                (gradient,) = torch.autograd.grad(loss * weights[n - 1], model.decoder.layers[m - 1].fc1.weight)
-                gradients.append(gradient)
-            factor = gammas[n - 1]
-            for between in range(m + 1, n + 1):
-                factor /= gammas[between - 1]
-            torch.testing.assert_close(gradients[0], factor * gradients[1])
-
-
 @variants
 def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) -> None:
     model = built(**options, halting="geometric")
@@ -400,16 +269,6 @@ def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) 
     assert len(model.decoder.exit_projections) == (LAYERS - 1 if options.get("exit_projections") == "separate" else 0)
     for projection in model.decoder.exit_projections:
         assert torch.equal(projection.weight, plain.decoder.output_projection.weight)
-
-
-def test_halting_alone() -> None:
-    model = built(halting="geometric", halting_only=True).train()
-    loss, _, _ = criterion()(model, sample())
-    loss.backward()
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
-        "decoder.halting.unit.weight",
-        "decoder.halting.unit.bias",
-    }
 
 
 WRONG = {
@@ -434,20 +293,6 @@ def test_wrong_options_are_named(case: str) -> None:
     options, message = WRONG[case]
     with pytest.raises(UserError, match=message):
         built(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(label_smoothing=1.0), "--label-smoothing must be at least 0 and below 1"),
-        (dict(halting_weight=-1.0), "--halting-weight must be at least 0"),
-        (dict(halting_penalty=float("nan")), "--halting-penalty must be at least 0"),
-        (dict(halting_smoothing=-0.1), "--halting-smoothing must be at least 0"),
-    ],
-)
-def test_wrong_options_of_the_criterion(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        criterion(**options)
 
 
 def test_training_forgets_the_copies_of_weights() -> None:
