@@ -106,7 +106,7 @@ def first_best(scores: list[float], penalty: float) -> int:
     """argmax over n of score_n - lambda n, the earliest of equals."""
     best = 1
     for n in range(2, len(scores) + 1):
-        if scores[n - 1] - penalty * n > scores[best - 1] - penalty * best:
+        if scores[n - 1] - penalty * n > scores[best - 1] - penalty * best + 1e-12:
             best = n
     return best
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import depth_reference as reference
 import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
@@ -24,31 +25,14 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
 
 
 @pytest.mark.parametrize(("right", "penalty", "sigma"), itertools.product((False, True), (0, 0.1, 2), (0, 0.5, 4)))
-def test_token_oracle(right: bool, penalty: float, sigma: float) -> None:
+def test_oracles(right: bool, penalty: float, sigma: float) -> None:
     given = scores(right=right)
-    found = oracles.token_oracle(given, MASK, penalty=penalty, sigma=sigma)
-    for b, t in itertools.product(range(B), range(T)):
-        if not MASK[b, t]:
-            continue
-        best, chosen = -math.inf, 0
-        for n in range(1, N + 1):
-            total = sum(
-                (math.exp(-((t - u) ** 2) / sigma) if sigma else float(t == u)) * given[n - 1, b, u].item()
-                for u in range(T)
-                if MASK[b, u]
-            )
-            if total - penalty * n > best + 1e-12:
-                best, chosen = total - penalty * n, n
-        assert found[b, t] == chosen
-
-
-@pytest.mark.parametrize(("right", "penalty"), itertools.product((False, True), (0, 0.1, 2)))
-def test_sequence_oracle(right: bool, penalty: float) -> None:
-    given = scores(right=right)
-    found = oracles.sequence_oracle(given, MASK, penalty=penalty)
+    tokens = oracles.token_oracle(given, MASK, penalty=penalty, sigma=sigma)
+    sentences = oracles.sequence_oracle(given, MASK, penalty=penalty)
     for b in range(B):
-        totals = [given[n, b][MASK[b]].sum().item() - penalty * (n + 1) for n in range(N)]
-        assert found[b] == 1 + max(range(N), key=lambda n: (round(totals[n], 9), -n))
+        by_token = given[:, b][:, MASK[b]].t().tolist()
+        assert tokens[b][MASK[b]].tolist() == reference.oracle("token", by_token, penalty, sigma)
+        assert sentences[b] == reference.oracle("sequence", by_token, penalty, 0)[0]
 
 
 def test_geometric_distribution_is_a_product_over_blocks() -> None:
@@ -134,6 +118,18 @@ def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeyp
     torch.autograd.gradcheck(
         lambda f, w: losses.linear_cross_entropy(f, w, targets, smoothing=smoothing)[0], (features, weight)
     )
+
+
+def test_no_gradient_is_formed_where_none_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, weight = torch.ones(2, 3, requires_grad=True), torch.ones(5, 3, requires_grad=True)
+    words = torch.tensor([1, 4])
+    expected, _, _ = losses.linear_cross_entropy(features, weight, words)
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", None)  # the gradient's
+    with torch.no_grad():
+        found, _, _ = losses.linear_cross_entropy(features, weight, words)
+    assert found == expected
+    with pytest.raises(TypeError):
+        losses.linear_cross_entropy(features, weight, words)
 
 
 def test_linear_cross_entropy_of_nothing() -> None:
