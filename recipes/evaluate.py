@@ -8,8 +8,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,6 +18,9 @@ from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
 from recipes import declarative, options, runs
 from recipes.runs import Corpus, Run
+
+if TYPE_CHECKING:  # torch comes with it, after the call has been checked
+    from recipes.measuring import Place
 
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
@@ -33,13 +37,25 @@ def parser() -> argparse.ArgumentParser:
         "RUNS/CORPUS/MODEL/evaluation: hypotheses, references, scores.json, scores.txt, pictures. "
         "A language model is scored by its perplexity of the target side.",
     )
+    model_options(found, split="test")
+    found.add_argument("--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)")
+    found.add_argument(
+        "--output", metavar="DIR", type=Path, help="where to write instead of RUNS/CORPUS/MODEL/evaluation"
+    )
+    return found
+
+
+def model_options(found: argparse.ArgumentParser, *, split: str) -> None:
+    """Add which trained model is to translate what, and how; `split` is what is translated without --split."""
     found.add_argument("corpus", metavar="CORPUS", help="a corpus prepared by recipes/prepare.sh")
     found.add_argument("model", metavar="MODEL", help="a name in recipes/models or a path to a .yaml file")
     found.add_argument(
         "--data", metavar="DIR", type=Path, default=Path("data"), help="prepared corpora (default: data)"
     )
     found.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="trained models (default: runs)")
-    found.add_argument("--split", default="test", help="test, valid or another test set of the corpus (default: test)")
+    found.add_argument(
+        "--split", default=split, help=f"test, valid or another test set of the corpus (default: {split})"
+    )
     found.add_argument("--beam", type=int, metavar="N", help="beam size (default: the model file's, else 5)")
     found.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model file's, else 1)")
     found.add_argument("--max-tokens", type=int, metavar="N", help="source sub-words a batch; does not move the result")
@@ -57,12 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="another value of one of the model's options, such as exit_policy=confidence; may be repeated",
     )
-    found.add_argument("--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)")
-    found.add_argument(
-        "--output", metavar="DIR", type=Path, help="where to write instead of RUNS/CORPUS/MODEL/evaluation"
-    )
     found.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-    return found
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -73,7 +84,7 @@ def check(arguments: argparse.Namespace) -> None:
         ("average", 1, 1000),
         ("pictures", 0, 100),
     ):
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} must be from {low} to {high}, but is {value}")
     if arguments.lenpen is not None and not -100 <= arguments.lenpen <= 100:
@@ -194,8 +205,66 @@ def alive(process: int) -> bool:
     return True
 
 
-def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    check(arguments)
+@dataclass(frozen=True)
+class Chosen:
+    """A trained model and what it is to translate, as the options of `model_options` say."""
+
+    model: str
+    run: Run
+    record: dict[str, Any]  # run.json
+    paths: list[Path]  # of the checkpoint, or of those to average
+    place: "Place"
+    search: dict[str, Any]  # options of the beam search
+    sources: list[str]
+    references: list[str]
+    train_call: str  # the remedy
+
+    @property
+    def checkpoint(self) -> str:
+        """The parameters, for people."""
+        names = ", ".join(path.name for path in self.paths)
+        return names if len(self.paths) == 1 else f"the average of {names}"
+
+    def load(self) -> dict[str, Any]:
+        """The checkpoint's state."""
+        import torch
+
+        torch.manual_seed(1)
+        print(f"Loading {self.checkpoint} of {self.run.folder}", flush=True)
+        status = self.record.get("status")
+        if status != "finished":
+            print(f"note: this training is not finished ({status}); {self.train_call} goes on with it")
+        return load(self.paths, self.train_call)
+
+    def facts(self, state: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+        """What results of the loaded `state` stand with."""
+        import torch
+
+        updates = updates_of(state)
+        return {
+            "corpus": self.place.corpus.name,
+            "model": self.model,
+            "split": self.place.split,
+            "sentences": len(self.sources),
+            "checkpoint": self.checkpoint,
+            "overrides": self.place.overrides,
+            "updates": updates,
+            "training_status": self.record.get("status"),
+            "training_seconds": self.record.get("seconds"),
+            "checkpoint_seconds": seconds_until(self.run, updates),
+            "training_command": self.record.get("command"),
+            "training_commit": self.record.get("commit"),
+            "corpus_fingerprint": self.place.corpus.fingerprint,
+            "device": "CPU" if self.place.device == "cpu" else torch.cuda.get_device_name(),
+            "threads": torch.get_num_threads(),
+            "command": shlex.join(command),
+            "commit": runs.commit(),
+            "versions": runs.versions(),
+        }
+
+
+def choose(arguments: argparse.Namespace) -> Chosen:
+    """What the options name, if it is all there and sound; else a UserError."""
     model_file = declarative.load_model(arguments.model)
     corpus = runs.open_corpus(arguments.corpus, arguments.data)
     run = Run(arguments.runs / corpus.name / model_file.name)
@@ -203,22 +272,16 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     record = check_run(run, corpus, train_call)
     paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
     overrides = overridden(arguments.override)
-    name = "-".join(["evaluation", *([] if arguments.split == "test" else [arguments.split]), *arguments.override])
-    output: Path = arguments.output or run.folder / name
-    check_output(output, ours=arguments.output is None)
-    recover(output)
     if arguments.split not in corpus.splits:
         raise UserError(f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
-
     corpus.verify(*files_of(corpus, arguments.split))
     try:
-        from recipes import decoding, loading, measuring
+        from recipes import decoding, measuring
     except ModuleNotFoundError as error:
         raise UserError(
             f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
             "or name another Python with the variable PYTHON"
         ) from None
-
     search = decoding.checked(
         options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
     )
@@ -229,45 +292,34 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     import torch
 
-    torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    what = paths[0].name if len(paths) == 1 else f"the average of {', '.join(path.name for path in paths)}"
-    print(f"Loading {what} of {run.folder}", flush=True)
-    if record.get("status") != "finished":
-        print(f"note: this training is not finished ({record.get('status')}); {train_call} goes on with it")
-    state = load(paths, train_call)
     place = measuring.Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device, overrides)
+    return Chosen(model_file.name, run, record, paths, place, search, sources, references, train_call)
+
+
+def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    check(arguments)
+    chosen = choose(arguments)
+    name = "-".join(["evaluation", *([] if arguments.split == "test" else [arguments.split]), *arguments.override])
+    output: Path = arguments.output or chosen.run.folder / name
+    check_output(output, ours=arguments.output is None)
+    recover(output)
+
+    from recipes import loading, measuring
+
+    state = chosen.load()
+    sources, references, search = chosen.sources, chosen.references, chosen.search
     if loading.is_language_model(state):
-        found = measuring.foretell(state, place, references, search["max-tokens"])
+        found = measuring.foretell(state, chosen.place, references, search["max-tokens"])
     else:
-        found = measuring.translate(state, place, sources, references, search, arguments.pictures)
-    scores: dict[str, Any] = {
-        **found.scores,
-        "corpus": corpus.name,
-        "model": model_file.name,
-        "split": arguments.split,
-        "sentences": len(sources),
-        "checkpoint": what,
-        "overrides": overrides,
-        "updates": updates_of(state),
-        "training_status": record.get("status"),
-        "training_seconds": record.get("seconds"),
-        "checkpoint_seconds": seconds_until(run, updates_of(state)),
-        "training_command": record.get("command"),
-        "training_commit": record.get("commit"),
-        "corpus_fingerprint": corpus.fingerprint,
-        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(),
-        "command": shlex.join(command),
-        "commit": runs.commit(),
-        "versions": runs.versions(),
-    }
+        found = measuring.translate(state, chosen.place, sources, references, search, arguments.pictures)
+    scores: dict[str, Any] = {**found.scores, **chosen.facts(state, command)}
     table = found.table(scores)
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new.{os.getpid()}."))
     try:
         building.chmod(0o755)
-        draw_training(building, run)
+        draw_training(building, chosen.run)
         measuring.draw_slots(building, found.usages)
         found.write(building)
         (building / "scores.txt").write_text(table, encoding="utf-8")
