@@ -7,6 +7,7 @@ Axes: N exits (counted from 1), T tokens, K thresholds, B sentences. Nothing her
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,6 +80,52 @@ def lowest_valid_threshold(
             break
         valid = threshold
     return valid
+
+
+def halves(sentences: int, count: int, *, seed: int = 1) -> Tensor:
+    """``count`` random halves (count, sentences // 2) of the sentences, by their numbers from 0."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(sentences, generator=draw)[: sentences // 2] for _ in range(count)])
+
+
+@dataclass(frozen=True)
+class Resplits:
+    """How often a threshold that was chosen on one half of the sentences exceeds the tolerated risk."""
+
+    count: int
+    on_all: int  # times that the risk on all sentences is above
+    on_other_half: int  # times that the risk on the other half is above
+    full_depth: int  # times that no threshold was valid
+
+    def bound(self, level: float) -> float:
+        """The share of times that a promise of ``level`` allows, plus two standard errors."""
+        return level + 2 * math.sqrt(level * (1 - level) / self.count)
+
+
+def resplit(losses: Tensor, thresholds: Sequence[float], halves: Tensor, *, tolerated: float, level: float) -> Resplits:
+    """Choose a threshold on each half as :func:`lowest_valid_threshold` does, and look at the other sentences.
+
+    A half is drawn from all sentences without replacement, for which Hoeffding's inequality holds as well (Hoeffding
+    1963, section 6): so ``on_all`` is at most ``level`` of the times but for chance. The other half's mean is that of
+    all sentences and the luck of the draw, of which nothing is promised.
+
+    Args:
+        losses: (K, B) in [0, 1].
+        halves: (R, B // 2) int64, numbers of sentences.
+    """
+    losses = losses.double()
+    total = losses.sum(1)  # (K,)
+    on_all = on_other_half = full_depth = 0
+    for half in halves:
+        chosen = lowest_valid_threshold(losses[:, half], thresholds, tolerated=tolerated, level=level)
+        if chosen is None:
+            full_depth += 1
+            continue
+        k = thresholds.index(chosen)
+        rest = total[k] - losses[k, half].sum()
+        on_all += bool(total[k] / losses.size(1) > tolerated)
+        on_other_half += bool(rest / (losses.size(1) - half.numel()) > tolerated)
+    return Resplits(halves.size(0), on_all, on_other_half, full_depth)
 
 
 def threshold_for_mean_exit(confidences: Tensor, wanted: float) -> float:

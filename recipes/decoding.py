@@ -191,7 +191,7 @@ class Translator:
         if not hasattr(self.model, "recorded_usage"):
             return {}
         with self.model.recorded_usage() as records:
-            for _ in self._forced(sentences, translations, max_tokens):
+            for _ in self.forced(sentences, translations, max_tokens):
                 pass
         return records
 
@@ -208,7 +208,7 @@ class Translator:
         if decoder.policy is None:
             return [[decoder.num_layers] * len(translation.tokens) for translation in translations]
         found: list[list[int]] = [[] for _ in sentences]
-        for batch, (_, extra) in self._forced(sentences, translations, max_tokens):
+        for batch, (_, extra) in self.forced(sentences, translations, max_tokens):
             for index, exits in zip(batch, extra["exits"].tolist(), strict=True):
                 found[index] = exits[: len(translations[index].tokens)]
         return found
@@ -237,7 +237,7 @@ class Translator:
             }
         }
 
-    def _forced(
+    def forced(
         self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
     ) -> Iterator[tuple[list[int], Any]]:
         """Lead the model through `translations`: (indices of a batch, the model's output for it)."""

@@ -6,6 +6,7 @@ RUNS/CORPUS/MODEL/
     progress.jsonl    one JSON object a log interval, an epoch and a validation
     train.log         the same for people, and all else that the training printed
     evaluation/       written by recipes/evaluate.sh
+    calibration-*.json  written by recipes/calibrate.sh
 """
 
 import argparse
@@ -319,11 +320,11 @@ class Run:
         return records
 
     def clear(self) -> None:
-        """Remove what a training and its evaluations wrote, the record last; nothing else of the folder."""
+        """Remove what a training, its evaluations and calibrations wrote, the record last; nothing else."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for evaluation in (*self.folder.glob("evaluation*"), *self.folder.glob(".evaluation*")):  # the latter: killed
             shutil.rmtree(evaluation, ignore_errors=True)
-        for path in (self.progress_path, self.log_path, self.record_path):
+        for path in (*self.folder.glob("calibration-*.json"), self.progress_path, self.log_path, self.record_path):
             path.unlink(missing_ok=True)
 
     def create(self) -> None:

@@ -87,6 +87,12 @@ def finished(shared_folder: Path) -> Path:
     return recipe_runs.trained(shared_folder)
 
 
+@pytest.fixture(scope="session")
+def depth(shared_folder: Path, data: Path) -> Path:
+    """A folder with depth.yaml, a model with three exits, and runs/ in which it was trained on `toy`."""
+    return recipe_runs.trained_depth(shared_folder)
+
+
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     """The same, to write into."""

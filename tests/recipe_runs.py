@@ -119,3 +119,18 @@ def trained(shared: Path) -> Path:
             assert done.returncode == 0, done.stdout + done.stderr
             (runs / "said.txt").write_text(done.stdout, encoding="utf-8")
     return runs
+
+
+def trained_depth(shared: Path) -> Path:
+    """A folder with a model file, depth.yaml, and in runs/ what was trained by it on `toy`; made once."""
+    data, folder = prepared(shared), shared / "recipe_depth"
+    folder.mkdir(exist_ok=True)
+    with FileLock(shared / "recipe_depth.lock"):
+        if not (folder / "runs" / "toy" / "depth" / "run.json").exists():
+            text = MODEL.replace("arch: transformer", "arch: depth_adaptive_transformer_small\n  halting: geometric")
+            text = text.replace("decoder-layers: 1", "decoder-layers: 3").replace("max-epoch: 4", "max-epoch: 2")
+            text = text.replace("label_smoothed_cross_entropy", "depth_adaptive_cross_entropy")
+            (folder / "depth.yaml").write_text(f"user_dir: {ROOT / 'depth_adaptive'}\n{text}", encoding="utf-8")
+            done = recipe("train", "toy", folder / "depth.yaml", "--data", data, "--runs", folder / "runs", "--cpu")
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder

@@ -37,6 +37,47 @@ def test_the_promise_holds_over_resplits(tolerated: float, level: float) -> None
     assert exceeded / splits <= level + 2 * math.sqrt(level * (1 - level) / splits)
 
 
+@pytest.mark.parametrize(("tolerated", "level"), [(0.1, 0.1), (0.3, 0.05)])
+def test_the_promise_holds_on_halves_of_one_sample(tolerated: float, level: float) -> None:
+    losses = calibration.disagreement(*drawn(600, 6), THRESHOLDS)
+    halves = calibration.halves(600, 300)
+    assert halves.shape == (300, 300)
+    assert all(half.unique().numel() == 300 for half in halves)
+    found = calibration.resplit(losses, THRESHOLDS, halves, tolerated=tolerated, level=level)
+    assert found.full_depth < 150
+    assert found.on_all / 300 <= found.bound(level)
+    assert found.bound(level) == pytest.approx(level + 2 * math.sqrt(level * (1 - level) / 300))
+
+
+def test_the_promise_is_not_empty_where_it_can_break() -> None:
+    """Losses of 0 or 1, the risk just above the tolerated: some halves accept it, not more than promised."""
+    losses = torch.zeros(1, 500, dtype=torch.float64)
+    losses[0, :101] = 1
+    found = calibration.resplit(losses, [0.5], calibration.halves(500, 1000), tolerated=0.2, level=0.3)
+    assert 0 < found.on_all / 1000 <= found.bound(0.3)
+    assert found.on_other_half == found.on_all  # the half that was too good leaves a worse one
+    assert found.on_all + found.full_depth == 1000
+
+
+def test_resplits_are_a_plain_loop() -> None:
+    losses = calibration.disagreement(*drawn(61, 7, length=2), THRESHOLDS)
+    halves = calibration.halves(61, 40)
+    found = calibration.resplit(losses, THRESHOLDS, halves, tolerated=0.25, level=0.9)
+    on_all = on_other = full = 0
+    for half in halves.tolist():
+        chosen = calibration.lowest_valid_threshold(losses[:, half], THRESHOLDS, tolerated=0.25, level=0.9)
+        if chosen is None:
+            full += 1
+            continue
+        row = losses[THRESHOLDS.index(chosen)].tolist()
+        other = [loss for b, loss in enumerate(row) if b not in half]
+        assert len(half) + len(other) == 61
+        on_all += sum(row) / 61 > 0.25
+        on_other += sum(other) / len(other) > 0.25
+    assert found == calibration.Resplits(40, on_all, on_other, full)
+    assert found.on_other_half
+
+
 def test_a_risk_on_the_border_is_accepted_at_most_as_often_as_promised() -> None:
     draw = torch.Generator().manual_seed(2)
     losses = (torch.rand(2000, 1, 100, generator=draw) < 0.2001).double()

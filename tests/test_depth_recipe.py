@@ -4,37 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-import recipe_runs
-from recipe_runs import ROOT, recipe, refused
+from recipe_runs import recipe, refused
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A folder with a model file, depth.yaml, and what was trained by it on the corpus `toy`."""
-    folder = tmp_path_factory.mktemp("depth")
-    text = recipe_runs.MODEL.replace(
-        "arch: transformer", "arch: depth_adaptive_transformer_small\n  halting: geometric"
-    )
-    text = text.replace("decoder-layers: 1", "decoder-layers: 3").replace("max-epoch: 4", "max-epoch: 2")
-    text = text.replace("label_smoothed_cross_entropy", "depth_adaptive_cross_entropy")
-    (folder / "depth.yaml").write_text(f"user_dir: {ROOT / 'depth_adaptive'}\n{text}", encoding="utf-8")
-    done = recipe("train", "toy", folder / "depth.yaml", "--data", data, "--runs", folder / "runs", "--cpu")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def evaluate(trained: Path, data: Path, *overrides: str) -> tuple[dict, Path]:
-    call = ["toy", trained / "depth.yaml", "--data", data, "--runs", trained / "runs", "--cpu", "--pictures", 1]
+def evaluate(depth: Path, data: Path, *overrides: str) -> tuple[dict, Path]:
+    call = ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu", "--pictures", 1]
     words = [word for override in overrides for word in ("--override", override)]
     done = recipe("evaluate", *call, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = trained / "runs/toy/depth" / "-".join(["evaluation", *overrides])
+    folder = depth / "runs/toy/depth" / "-".join(["evaluation", *overrides])
     return json.loads((folder / "scores.json").read_text()), folder
 
 
-def test_full_depth_is_the_last_exit(trained: Path, data: Path) -> None:
-    scores, folder = evaluate(trained, data)
-    last, other = evaluate(trained, data, "exit_policy=fixed", "exit_layer=3")
+def test_full_depth_is_the_last_exit(depth: Path, data: Path) -> None:
+    scores, folder = evaluate(depth, data)
+    last, other = evaluate(depth, data, "exit_policy=fixed", "exit_layer=3")
     for name in ("hypotheses.txt", "exits.jsonl"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
     assert last["bleu"] == scores["bleu"]
@@ -45,8 +29,8 @@ def test_full_depth_is_the_last_exit(trained: Path, data: Path) -> None:
     assert last["exits"]["mflops_per_token"] == last["exits"]["mflops_per_token_full_depth"] > 0
 
 
-def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
-    scores, folder = evaluate(trained, data, "exit_policy=random", "exit_distribution=3,2,1")
+def test_exits_stand_beside_the_scores(depth: Path, data: Path) -> None:
+    scores, folder = evaluate(depth, data, "exit_policy=random", "exit_distribution=3,2,1")
     assert scores["overrides"] == {"exit_policy": "random", "exit_distribution": "3,2,1"}
     lines = [json.loads(line) for line in (folder / "exits.jsonl").read_text(encoding="utf-8").splitlines()]
     hypotheses = (folder / "hypotheses.txt").read_text(encoding="utf-8").splitlines()
@@ -75,20 +59,20 @@ def test_exits_stand_beside_the_scores(trained: Path, data: Path) -> None:
         ("exit_threshold=a/b", ["NAME=VALUE"]),
     ],
 )
-def test_wrong_overrides_are_refused(override: str, words: list[str], trained: Path, data: Path) -> None:
-    call = ["toy", trained / "depth.yaml", "--data", data, "--runs", trained / "runs", "--cpu"]
+def test_wrong_overrides_are_refused(override: str, words: list[str], depth: Path, data: Path) -> None:
+    call = ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu"]
     refused(recipe("evaluate", *call, "--override", override), *words)
 
 
 @pytest.fixture(scope="module")
-def evaluations(trained: Path, data: Path) -> list[Path]:
+def evaluations(depth: Path, data: Path) -> list[Path]:
     """Full depth, two thresholds of the halting, and one exit for all."""
     choices = [
         [],
         *(["exit_policy=halting", f"exit_threshold={x}"] for x in (0.3, 0.9)),
         ["exit_policy=fixed", "exit_layer=2"],
     ]
-    return [evaluate(trained, data, *choice)[1] for choice in choices]
+    return [evaluate(depth, data, *choice)[1] for choice in choices]
 
 
 def test_evaluations_side_by_side(evaluations: list[Path], tmp_path: Path) -> None:

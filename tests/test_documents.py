@@ -182,7 +182,7 @@ def test_corpora_and_models_of_recipes_exist(document: Path) -> None:
     corpora = {path.stem for path in ROOT.glob("recipes/corpora/*.yaml")} | own
     models = {path.stem for path in ROOT.glob("recipes/models/*.yaml")} | own
     for script, *words in commands(document):
-        if Path(script).name not in ("prepare.sh", "train.sh", "evaluate.sh") or not words:
+        if Path(script).name not in ("prepare.sh", "train.sh", "evaluate.sh", "calibrate.sh") or not words:
             continue
         assert words[0].startswith("-") or words[0].endswith(".yaml") or words[0] in corpora, words
         if Path(script).name != "prepare.sh" and len(words) > 1 and not words[1].startswith("-"):

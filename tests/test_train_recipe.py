@@ -339,6 +339,7 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     (copied / "toy/mini/evaluation").mkdir()
     (copied / "toy/mini/evaluation/scores.json").write_text("{}")
     (copied / "toy/mini/.evaluation.new.x").mkdir()
+    (copied / "toy/mini/calibration-confidence-mean-exit-3.json").write_text("{}")
     (copied / "toy/mini/notes.txt").write_text("mine")
     (copied / "toy/other").mkdir()
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--force", "--", "--max-epoch", "1"]
@@ -349,7 +350,7 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert record is not None
     assert record["identity"]["--lr"] == "0.02"
     assert not (run.checkpoints / "checkpoint4.pt").exists()
-    assert not [*run.folder.glob("evaluation*"), *run.folder.glob(".evaluation*")]
+    assert not [*run.folder.glob("evaluation*"), *run.folder.glob(".evaluation*"), *run.folder.glob("calibration*")]
     assert (run.folder / "notes.txt").read_text() == "mine"
     assert (copied / "toy/other").is_dir()
 

@@ -1,0 +1,242 @@
+"""What a threshold does to a model with exits: along full depth's translations, and when it decodes.
+
+Axes: B sentences, T tokens of a translation with its end of sentence, N exits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from depth_adaptive import calibration
+from depth_adaptive.config import build_policy
+from fairseq_host.errors import UserError
+from recipes import decoding, loading, scoring
+from recipes.measuring import Place
+
+# How near a mean exit must be to the wanted one to end the search.
+CLOSE = 0.01
+
+
+@dataclass
+class Measured:
+    """What one threshold does; None is full depth. What has not been measured is None."""
+
+    threshold: float | None
+    # Led along full depth's translations:
+    forced_exit: float | None = None
+    losses: torch.Tensor | None = None  # (B,) share of the tokens at which the most likely one is not full depth's
+    # Translating:
+    exit: float | None = None
+    bleu: dict[str, Any] | None = None  # score and signature
+    seconds: float | None = None
+
+    @property
+    def disagreement(self) -> float | None:
+        """The mean of the losses over sentences."""
+        return None if self.losses is None else float(self.losses.mean())
+
+    def figures(self) -> dict[str, Any]:
+        """For calibration-*.json."""
+        return {
+            "threshold": self.threshold,
+            "forced_mean_exit": self.forced_exit,
+            "disagreement": self.disagreement,
+            "mean_exit": self.exit,
+            "bleu": None if self.bleu is None else self.bleu["score"],
+            "seconds": self.seconds,
+        }
+
+
+class Trials:
+    """Tries thresholds of a policy on sentences with references, and remembers what it has measured."""
+
+    def __init__(
+        self,
+        translator: decoding.Translator,
+        sources: Sequence[str],
+        references: Sequence[str],
+        search: Mapping[str, Any],
+        *,
+        policy: str,
+        language: str,
+    ) -> None:
+        self.translator, self.policy, self.language = translator, policy, language
+        self.sources, self.references, self.search = sources, references, search
+        self.decoder = translator.model.decoder
+        self.measured: dict[float | None, Measured] = {}
+        self.translations: list[decoding.Translation] = []  # full depth's
+        self.full = self.decoded(None)
+        # By the same operations as with other thresholds, so that rounding makes no difference.
+        self.tokens, _ = self._led(1.0)
+        self.full.forced_exit, self.full.losses = self.full.exit, torch.zeros(len(sources), dtype=torch.float64)
+
+    def use(self, threshold: float | None) -> None:
+        """Let the model decode with this threshold, or at full depth."""
+        options = replace(self.decoder.exit_options, exit_policy="full")
+        if threshold is not None:
+            options = replace(options, exit_policy=self.policy, exit_threshold=f"{threshold:g}")
+        self.decoder.exit_options = options
+        self.decoder.policy = build_policy(options, exits=self.decoder.num_layers, halting=self.decoder.halting)
+
+    def forced(self, threshold: float) -> Measured:
+        """Lead the model along full depth's translations with this threshold."""
+        found = self.measured.setdefault(threshold, Measured(threshold))
+        if found.losses is None:
+            tokens, exits = self._led(threshold)
+            pairs = zip(tokens, self.tokens, strict=True)
+            found.losses = torch.stack([(own != full).double().mean() for own, full in pairs])
+            found.forced_exit = float(torch.cat(exits).double().mean())
+        return found
+
+    def _led(self, threshold: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The most likely next token and the exit at each token, (T,) of each sentence.
+
+        The states of tokens that have left are copied upward, and move what later tokens see: the exits at one
+        threshold do not follow from the confidences at another, so that each threshold needs a pass of its own.
+        """
+        self.use(threshold)
+        tokens = [torch.empty(0)] * len(self.sources)
+        exits = [torch.empty(0)] * len(self.sources)
+        passes = self.translator.forced(self.sources, self.translations, self.search["max-tokens"])
+        for batch, (logits, extra) in passes:
+            likely, left = logits.argmax(-1).cpu(), extra["exits"].cpu()  # (B, T)
+            for row, index in enumerate(batch):
+                length = len(self.translations[index].tokens)
+                tokens[index], exits[index] = likely[row, :length], left[row, :length]
+        return tokens, exits
+
+    def decoded(self, threshold: float | None) -> Measured:
+        """Translate with this threshold."""
+        found = self.measured.setdefault(threshold, Measured(threshold))
+        if found.bleu is not None:
+            return found
+        self.use(threshold)
+        name = "full depth" if threshold is None else f"threshold {threshold:g}"
+        with tqdm(total=len(self.sources), unit=" sentences", smoothing=0.1, desc=name) as bar:
+            translations, statistics = self.translator.translate(self.sources, self.search, progress=bar)
+        exits = self.translator.exits(self.sources, translations, self.search["max-tokens"])
+        found.exit = self.translator.exit_figures(self.sources, exits)["exits"]["mean"]
+        hypotheses = [translation.text for translation in translations]
+        found.bleu = scoring.score(hypotheses, self.references, self.language)["bleu"]
+        found.seconds = round(statistics.seconds, 3)
+        if threshold is None:
+            self.translations = translations
+        return found
+
+    def rows(self) -> list[Measured]:
+        """Full depth, then thresholds from the highest down."""
+        return sorted(self.measured.values(), key=lambda row: -2.0 if row.threshold is None else -row.threshold)
+
+    def table(self, chosen: float | None) -> str:
+        """What was measured, as aligned text."""
+        lines = [
+            f"{'':10}    along full depth's translations    translating",
+            f"{'threshold':10}    mean exit     disagreement       mean exit    BLEU  seconds",
+        ]
+        for row in self.rows():
+            cells = [f"{'full depth' if row.threshold is None else format(row.threshold, 'g'):<10}"]
+            cells.append(" " * 29 if row.losses is None else f"{row.forced_exit:9.2f}  {row.disagreement:15.2%}   ")
+            if row.bleu is not None:
+                cells.append(f" {row.exit:9.2f}  {row.bleu['score']:6.2f}  {row.seconds:7.1f}")
+            lines.append("    ".join([*cells, *(["< chosen"] if row.threshold == chosen else [])]).rstrip())
+        return "\n".join(lines) + "\n"
+
+
+def load(state: dict[str, Any], place: Place, *, policy: str) -> decoding.Translator:
+    """The translator for a checkpoint's `state`; a UserError if `policy` has no threshold to find in its model."""
+    name = place.checkpoint
+    remedy = "calibrate a model of depth_adaptive with two decoder blocks or more"
+    if loading.is_language_model(state):
+        raise UserError(f"{name}: a language model, which has no exits; {remedy}")
+    translator = decoding.load_translator(
+        state,
+        path=name,
+        corpus=place.corpus,
+        user_dir=place.user_dir,
+        device=place.device,
+        overrides=place.overrides,
+    )
+    decoder: Any = getattr(translator.model, "decoder", None)
+    if not hasattr(decoder, "exit_options"):
+        raise UserError(f"{name}: the model has no exits; {remedy}")
+    if decoder.num_layers < 2:
+        raise UserError(f"{name}: the decoder has one block, so one exit; {remedy}")
+    halting = decoder.exit_options.halting
+    if policy == "halting" and halting != "geometric":
+        raise UserError(
+            f"--policy halting: {name} was trained with --halting {halting}, which has no threshold; it must be "
+            "geometric, or take --policy confidence"
+        )
+    return translator
+
+
+def descending(steps: int) -> list[float]:
+    """Thresholds from the highest below 1 down to 0, `steps` of them, fixed before anything is measured."""
+    return [round(1 - k / steps, 6) for k in range(1, steps + 1)]
+
+
+def for_mean_exit(trials: Trials, wanted: float, steps: int) -> float:
+    """A threshold whose translations have a mean exit of at most `wanted`: within CLOSE of it, or the next multiple
+    of 1/steps is above."""
+    low, high = 0, steps + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        threshold = round(middle / steps, 6)
+        exit = trials.decoded(threshold).exit
+        assert exit is not None
+        if wanted - CLOSE <= exit <= wanted:
+            return threshold
+        if exit <= wanted:
+            low = middle
+        else:
+            high = middle
+    return round(low / steps, 6)
+
+
+def for_bleu_loss(trials: Trials, tolerated: float, steps: int) -> float | None:
+    """Walk down from the highest threshold: the last before the first whose BLEU is too low; None: the first is."""
+    valid = None
+    for threshold in descending(steps):
+        found = trials.decoded(threshold)
+        trials.forced(threshold)
+        assert found.bleu is not None
+        assert trials.full.bleu is not None
+        # A difference of nothing but rounding is none.
+        if found.bleu["score"] < trials.full.bleu["score"] - tolerated - 1e-9:
+            break
+        valid = threshold
+    return valid
+
+
+def for_disagreement(
+    trials: Trials, *, tolerated: float, level: float, steps: int, resplits: int | None
+) -> tuple[float | None, calibration.Resplits | None]:
+    """The lowest threshold that learn-then-test accepts on all sentences, or None; and the same of random halves."""
+    sentences = len(trials.sources)
+    halves = calibration.halves(sentences, resplits) if resplits else None
+    standing = [torch.arange(sentences), *(halves if halves is not None else [])]
+    thresholds, losses = [], []
+    with tqdm(descending(steps), unit=" thresholds", desc="disagreement") as bar:
+        for threshold in bar:
+            found = trials.forced(threshold)
+            assert found.losses is not None
+            thresholds.append(threshold)
+            losses.append(found.losses)
+            bar.set_postfix_str(f"{threshold:g}: {found.disagreement:.2%}")
+            # Below the first threshold that fails everywhere there is nothing to look at.
+            standing = [some for some in standing if passes(found.losses[some], tolerated, level)]
+            if not standing:
+                break
+    table = torch.stack(losses)  # (K, B)
+    chosen = calibration.lowest_valid_threshold(table, thresholds, tolerated=tolerated, level=level)
+    if halves is None:
+        return chosen, None
+    return chosen, calibration.resplit(table, thresholds, halves, tolerated=tolerated, level=level)
+
+
+def passes(losses: torch.Tensor, tolerated: float, level: float) -> bool:
+    """Whether the test of one threshold accepts it."""
+    return calibration.p_value(float(losses.mean()), losses.numel(), tolerated) <= level

@@ -1,0 +1,281 @@
+"""recipes/calibrate.sh: thresholds against plain loops over the model's own forward pass, and refusals."""
+
+import json
+import math
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipe_runs import recipe
+
+from depth_adaptive import calibration
+from fairseq_host import checkpoints
+from fairseq_host.errors import UserError
+from recipes import calibrate, decoding, measuring, runs, thresholds
+
+SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
+TRIED = (0.8, 0.4, 0.2)
+
+
+def loaded(depth: Path, data: Path, **overrides: Any) -> decoding.Translator:
+    """With random parameters: a few updates say the same about every token, these something else about each."""
+    path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
+    state = checkpoints.load(path)
+    draw = torch.Generator().manual_seed(1)
+    for value in state["model"].values():
+        if value.dim() > 1:
+            value.normal_(0, 0.4, generator=draw)
+    state["model"]["decoder.halting.unit.bias"].fill_(-2.0)  # else nearly all tokens leave at once
+    corpus = runs.open_corpus("toy", data)
+    place = measuring.Place(corpus, "valid", path, runs.ROOT / "depth_adaptive", "cpu", overrides)
+    return thresholds.load(state, place, policy="confidence")
+
+
+def lines(data: Path, language: str) -> list[str]:
+    return decoding.read_lines(data / f"toy/text/valid.{language}")
+
+
+@pytest.fixture(scope="module", params=["confidence", "halting"])
+def trials(request: pytest.FixtureRequest, depth: Path, data: Path) -> thresholds.Trials:
+    found = loaded(depth, data)
+    return thresholds.Trials(found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
+
+
+# --- one threshold ---------------------------------------------------------------------------------
+
+
+def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
+    trials: thresholds.Trials, depth: Path, data: Path
+) -> None:
+    """A sentence at a time, without padding, with the policy as fairseq's own --model-overrides would set it."""
+    full = loaded(depth, data)
+    seen = set()
+    for threshold in TRIED:
+        model = loaded(depth, data, exit_policy=trials.policy, exit_threshold=threshold).model
+        shares, exits = [], []
+        for source, translation in zip(trials.sources, trials.translations, strict=True):
+            indices = full.encode(source)[0][None]
+            previous = torch.cat([torch.tensor([2]), translation.tokens[:-1]])[None]
+            inputs = (indices, torch.tensor([indices.size(1)]), previous)
+            with torch.no_grad():
+                ours, extra = model(*inputs)
+                theirs, _ = full.model(*inputs)
+            differ = [int(a != b) for a, b in zip(ours[0].argmax(-1), theirs[0].argmax(-1), strict=True)]
+            shares.append(sum(differ) / len(differ))
+            exits += extra["exits"][0].tolist()
+        found = trials.forced(threshold)
+        assert found.losses is not None
+        assert found.losses.tolist() == pytest.approx(shares)
+        assert found.disagreement == pytest.approx(sum(shares) / len(shares))
+        assert found.forced_exit == pytest.approx(sum(exits) / len(exits))
+        seen.add(found.forced_exit)
+    assert len(seen) > 2
+    assert trials.forced(1.0).losses.sum() == 0  # type: ignore[union-attr]
+    assert trials.forced(1.0).forced_exit == 3
+
+
+def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+    found = trials.decoded(0.3)
+    translator = loaded(depth, data, exit_policy=trials.policy, exit_threshold=0.3)
+    translations, _ = translator.translate(trials.sources, SEARCH)
+    exits = translator.exits(trials.sources, translations, 40)
+    assert exits is not None
+    flat = [exit for sentence in exits for exit in sentence]
+    assert found.exit == pytest.approx(sum(flat) / len(flat), abs=1e-4)
+    assert found.exit < 3
+    expected, _ = loaded(depth, data).translate(trials.sources, SEARCH)
+    assert [t.text for t in trials.translations] == [t.text for t in expected]
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [1.0, 2.0, 3.0])
+def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: thresholds.Trials) -> None:
+    threshold = thresholds.for_mean_exit(trials, wanted, 100)
+    found = trials.decoded(threshold).exit
+    assert found is not None
+    assert found <= wanted
+    above = trials.decoded(round(threshold + 0.01, 6)).exit if threshold < 1 else math.inf
+    assert above is not None
+    assert found >= wanted - thresholds.CLOSE or above > wanted
+
+
+def test_bleu_is_walked_down_to_the_first_failure(trials: thresholds.Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {None: 30.0, 0.8: 29.9, 0.6: 31.0, 0.4: 29.0, 0.2: 28.9, 0.0: 30.0}
+
+    def decoded(threshold: float | None) -> thresholds.Measured:
+        return thresholds.Measured(threshold, bleu={"score": given[threshold]})
+
+    monkeypatch.setattr(trials, "decoded", decoded)
+    monkeypatch.setattr(trials, "full", decoded(None))
+    assert thresholds.for_bleu_loss(trials, 0.0, 5) is None
+    assert thresholds.for_bleu_loss(trials, 0.5, 5) == 0.6
+    assert thresholds.for_bleu_loss(trials, 1.0, 5) == 0.4
+    assert thresholds.for_bleu_loss(trials, 2.0, 5) == 0.0
+
+
+def test_disagreement_is_that_of_learn_then_test(trials: thresholds.Trials) -> None:
+    """Stopping early leaves out thresholds that no half would have reached, and no others."""
+    every = thresholds.descending(10)
+    assert every[0] == 0.9
+    assert every[-1] == 0
+    losses = torch.stack([trials.forced(threshold).losses for threshold in every])  # type: ignore[misc]
+    for tolerated in (0.3, 0.5, 0.9):
+        chosen, resplits = thresholds.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=50)
+        assert chosen == calibration.lowest_valid_threshold(losses, every, tolerated=tolerated, level=0.2)
+        halves = calibration.halves(len(trials.sources), 50)
+        assert resplits == calibration.resplit(losses, every, halves, tolerated=tolerated, level=0.2)
+        alone, none = thresholds.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=None)
+        assert (alone, none) == (chosen, None)
+
+
+# --- the whole recipe ---------------------------------------------------------------------------------
+
+
+def call(depth: Path, data: Path) -> list[object]:
+    return ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu"]
+
+
+def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path) -> None:
+    """The last line decodes with what was found: the mean exit of the evaluation is the one that is told."""
+    done = recipe("calibrate", *call(depth, data), "--mean-exit", 2, "--beam", 2, "--override", "exit_copies=eager")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = depth / "runs/toy/depth"
+    found = json.loads((folder / "calibration-confidence-mean-exit-2-exit_copies=eager.json").read_text())
+    (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
+    assert row["mean_exit"] <= 2
+    assert found["wanted"] == {"mean_exit": 2.0}
+    assert (found["split"], found["sentences"], found["search"]["beam"]) == ("valid", 20, 2)
+    assert found["commit"] == runs.commit()
+    last = done.stdout.splitlines()[-1]
+    assert last == found["evaluate"]
+    script, *words = shlex.split(last)
+    assert script == "recipes/evaluate.sh"
+    assert words[-2:] == ["--override", f"exit_threshold={found['threshold']:g}"]
+    scored = recipe("evaluate", *words, "--split", "valid", "--pictures", 0)
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    overrides = [word for word in words if "=" in word]
+    scores = json.loads((folder / "-".join(["evaluation-valid", *overrides]) / "scores.json").read_text())
+    assert scores["exits"]["mean"] == row["mean_exit"]
+    assert scores["bleu"] == {"score": row["bleu"], "signature": found["bleu_signature"]}
+    assert scores["beam"] == 2
+
+
+def calibrated(depth: Path, data: Path, *more: str) -> int:
+    """In this process: starting one takes seconds."""
+    arguments = calibrate.parser().parse_args([*map(str, call(depth, data)), *more])
+    return calibrate.calibrate(arguments, ["recipes/calibrate.sh", *more])
+
+
+def test_a_guarantee_with_resplits(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--disagreement", "0.5", "--level", "0.2", "--resplits", "200", "--steps", "5", "--policy", "halting"]
+    assert calibrated(depth, data, *more) == 0
+    told = capsys.readouterr().out
+    path = depth / "runs/toy/depth/calibration-halting-disagreement-0.5-level-0.2.json"
+    found = json.loads(path.read_text())
+    assert found["resplits"]["count"] == 200
+    assert found["guarantee"] in told
+    assert "over the draw of these 20 sentences" in found["guarantee"]
+    assert "Chosen on 200 random halves of 10 sentences" in told
+    wanted = "exit_policy=full" if found["threshold"] is None else f"exit_threshold={found['threshold']:g}"
+    assert told.splitlines()[-1].endswith(wanted)
+
+
+def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrated(depth, data, "--bleu-loss", "100", "--steps", "2", "--beam", "1", "--split", "test") == 0
+    told = capsys.readouterr().out
+    found = json.loads((depth / "runs/toy/depth/calibration-confidence-bleu-loss-100-test.json").read_text())
+    assert found["threshold"] == 0
+    assert [row["threshold"] for row in found["rows"]] == [None, 0.5, 0.0]
+    assert [row["mean_exit"] for row in found["rows"]][::2] == [3, 1]
+    assert re.search(r"^0 +1\.00 .* < chosen$", told, flags=re.M)
+    assert told.splitlines()[-1].endswith("--override exit_policy=confidence --override exit_threshold=0")
+
+
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "nothing wanted": ([], ["--mean-exit", "--bleu-loss", "--disagreement"]),
+    "two wanted": (["--mean-exit", "2", "--bleu-loss", "1"], ["--bleu-loss"]),
+    "mean exit of zero": (["--mean-exit", "0"], ["--mean-exit must be from 1 to 3", "is 0"]),
+    "mean exit above the blocks": (["--mean-exit", "4"], ["--mean-exit must be from 1 to 3", "is 4"]),
+    "mean exit of nan": (["--mean-exit", "nan"], ["--mean-exit must be from 1 to 3"]),
+    "negative loss": (["--bleu-loss", "-1"], ["--bleu-loss must be from 0"]),
+    "loss of nan": (["--bleu-loss", "nan"], ["--bleu-loss must be from 0"]),
+    "disagreement of one": (["--disagreement", "1"], ["--disagreement must be above 0 and below 1"]),
+    "level of zero": (["--disagreement", "0.1", "--level", "0"], ["--level must be above 0"]),
+    "level without": (["--mean-exit", "2", "--level", "0.1"], ["--level belongs to --disagreement"]),
+    "resplits without": (["--bleu-loss", "1", "--resplits", "9"], ["--resplits belongs to --disagreement"]),
+    "no resplits": (["--disagreement", "0.5", "--resplits", "0"], ["--resplits must be from 1"]),
+    "no steps": (["--mean-exit", "2", "--steps", "0"], ["--steps must be from 1"]),
+    "too few sentences": (["--disagreement", "0.1"], ["needs 29 sentences at least, but valid has 20"]),
+    "too few in a half": (
+        ["--disagreement", "0.2", "--resplits", "9"],
+        ["needs 14 sentences at least, but valid has half of 20"],
+    ),
+    "what is found here": (["--mean-exit", "2", "--override", "exit_threshold=1"], ["exit_threshold=1", "--policy"]),
+    "unknown policy": (["--mean-exit", "2", "--policy", "fixed"], ["--policy", "confidence"]),
+    "unknown split": (["--mean-exit", "2", "--split", "dev"], ["--split dev", "valid"]),
+    "checkpoint is missing": (["--mean-exit", "2", "--average", "9"], ["--average 9", "only 2"]),
+    "beam of zero": (["--mean-exit", "2", "--beam", "0"], ["--beam", "from 1"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_calls_are_refused(
+    case: str, depth: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, expected = WRONG[case]
+    before = sorted((depth / "runs/toy/depth").glob("*calibration*"))
+    monkeypatch.setattr("sys.argv", ["calibrate", *map(str, call(depth, data)), *given])
+    with pytest.raises((UserError, SystemExit)) as caught:
+        calibrate.main()
+    told = str(caught.value) if isinstance(caught.value, UserError) else capsys.readouterr().err
+    assert len(told.strip().splitlines()) == 1
+    for word in expected:
+        assert word in told
+    assert sorted((depth / "runs/toy/depth").glob("*calibration*")) == before
+
+
+def test_models_without_exits_are_refused(data: Path, finished: Path) -> None:
+    path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
+    place = measuring.Place(runs.open_corpus("toy", data), "valid", path, None, "cpu", {})
+    with pytest.raises(UserError, match=r"checkpoint_best.pt: the model has no exits; .*depth_adaptive"):
+        thresholds.load(checkpoints.load(path), place, policy="confidence")
+
+
+@pytest.mark.parametrize("halting", ["none", "sequence", "token"])
+def test_haltings_without_a_threshold_are_refused(halting: str, depth: Path, data: Path) -> None:
+    path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
+    state = checkpoints.load(path)
+    state["cfg"]["model"].halting = halting
+    sizes = {"sequence": (3, 32), "token": (3, 32)}
+    for name in [name for name in state["model"] if "halting" in name]:
+        value = state["model"].pop(name)
+        if halting != "none":
+            size = sizes[halting] if value.dim() > 1 else sizes[halting][:1]
+            state["model"][name] = torch.zeros(size)
+    place = measuring.Place(runs.open_corpus("toy", data), "valid", path, runs.ROOT / "depth_adaptive", "cpu", {})
+    with pytest.raises(UserError, match=f"--policy halting: .*--halting {halting}, .*no threshold"):
+        thresholds.load(state, place, policy="halting")
+
+
+def test_a_failing_calibration_keeps_the_last_one(
+    depth: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(depth / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/toy/depth/calibration-confidence-mean-exit-3.json"
+    path.write_text("earlier")
+    before = sorted(path.parent.iterdir())
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(depth, data, "--runs", str(tmp_path / "runs"), "--mean-exit", "3", "--beam", "1")
+    assert path.read_text() == "earlier"
+    assert sorted(path.parent.iterdir()) == before
