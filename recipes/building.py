@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ class Ingredients:
     tests: dict[str, str]  # test split -> what it is called
     leaks: dict[str, int]  # split -> how many of its source sentences occur in the training text
     fingerprint: str
+    documents: dict[str, list[str]] = field(default_factory=dict)  # split -> the document of each pair, where known
 
     @property
     def languages(self) -> tuple[str, str]:
@@ -50,6 +51,8 @@ def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     for split, sides in text.items():
         for language, lines in sides.items():
             _write_lines(folder / "text" / f"{split}.{language}", lines)
+    for split, documents in corpus.documents.items():
+        _write_lines(folder / "text" / f"{split}.docs", documents)
     models = _split_into_pieces(folder, text, corpus)
     _binarise(folder, corpus, lock)
     settings = corpus.settings["subwords"]

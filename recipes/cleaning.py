@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Invisible characters that carry no text: soft hyphen, zero-width space, word joiner, byte order mark.
 # Zero-width joiners stay: Indic scripts, Persian and emoji need them.
@@ -49,10 +50,14 @@ IDENTICAL_WORDS = 4
 REASONS = ("empty", "too long", "length ratio", "identical sides", "duplicate")
 
 
-def clean_pairs(pairs: Iterable[tuple[str, str]], limits: Limits, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
+Pair = TypeVar("Pair", bound=tuple[str, ...])  # source, target, and what else goes with them
+
+
+def clean_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> Iterator[Pair]:
     """Those of the normalised `pairs` that pass `limits`, in order; `dropped` counts the others by reason."""
     seen: set[tuple[str, str]] = set()
-    for source, target in pairs:
+    for pair in pairs:
+        source, target = pair[:2]
         reason = _why_dropped(source, target, limits)
         if reason is None and limits.duplicates == "drop":
             if (source, target) in seen:
@@ -61,7 +66,7 @@ def clean_pairs(pairs: Iterable[tuple[str, str]], limits: Limits, dropped: Count
         if reason:
             dropped[reason] += 1
         else:
-            yield source, target
+            yield pair
 
 
 def _why_dropped(source: str, target: str, limits: Limits) -> str | None:

@@ -31,6 +31,7 @@ class Pairs:
     source: list[str]
     target: list[str]
     origins: tuple[str, str]  # what to call each side in messages: a file, or a file and its column
+    documents: list[str] | None = None  # the document (a talk's id) that each pair is of, where that is known
 
 
 # --- bytes to lines -----------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def decode(content: bytes, path: Path) -> str:
+def decode(content: bytes, path: Path | str) -> str:
     """`content` as UTF-8 text without byte order mark; `UserError` naming the first line that is not."""
     for mark, encoding in ((b"\xff\xfe\0\0", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if content.startswith(mark):
@@ -74,12 +75,17 @@ def decode(content: bytes, path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a plain or gzipped text file. Lines end in \\n or \\r\\n and in nothing else."""
-    text = decode(read_bytes(path), path)
+    """The lines of a plain or gzipped text file."""
+    return lines_of(read_bytes(path), str(path))
+
+
+def lines_of(content: bytes, origin: str) -> list[str]:
+    """The lines of a text. They end in \\n or \\r\\n and in nothing else."""
+    text = decode(content, origin)
     if "\r" in text:
         text = text.replace("\r\n", "\n")
     lines = text.removesuffix("\n").split("\n")
-    refuse_huge(lines, str(path))
+    refuse_huge(lines, origin)
     return lines
 
 
@@ -272,6 +278,8 @@ def read_hub(place: str | Path, options: dict[str, Any]) -> dict[str, list[Pairs
         result: dict[str, list[Pairs]] = {}
         for split in ("train", "valid", "test"):
             result[split] = []
+            if options[split] is None:
+                continue
             for name in options[split] if isinstance(options[split], list) else [options[split]]:
                 if name not in found:
                     raise UserError(f"{place}: has no split {name} but {', '.join(found)}; name it under 'hub.{split}'")
@@ -284,7 +292,8 @@ def _load_data_set(datasets: Any, place: str | Path, options: dict[str, Any], ca
     try:
         if local:
             return datasets.load_dataset(str(place), options["configuration"], cache_dir=cache)
-        return datasets.load_dataset(place, options["configuration"], revision=options["revision"])
+        names = {"name": options["configuration"], "data_dir": options["folder"]}
+        return datasets.load_dataset(place, **names, revision=options["revision"])
     except Exception as error:  # the library's many layers raise many kinds
         cause: BaseException = error
         while cause.__cause__ is not None:  # "error while generating" hides what went wrong

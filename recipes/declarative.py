@@ -175,9 +175,10 @@ _LANGUAGE = Value((str, type(None)), None, pattern=LANGUAGE, hint="a language co
 
 CORPUS: Schema = {
     "description": Value(str),
+    "like": Value((str, type(None)), None),  # another corpus, whose keys hold where this file has none
     "source": _LANGUAGE,  # null: to be given by --source and --target
     "target": _LANGUAGE,
-    "reader": Value(str, choices=("files", "hub", "quickstart")),
+    "reader": Value(str, choices=("files", "hub", "quickstart", "wit3")),
     # Below the folder given by --from, or anywhere: a prefix (PREFIX.LANG, PREFIX.LANG.gz) or one table file.
     "files": {
         "train": Value((str, type(None)), None, pattern=r".*\S.*", hint="a prefix or file"),
@@ -188,12 +189,23 @@ CORPUS: Schema = {
     "hub": {
         "name": Value((str, type(None)), None, hint="the data set's name on the hub (user/name)"),
         "configuration": Value((str, type(None)), None),
+        "folder": Value((str, type(None)), None),  # of the data set, which then has no configurations
         "revision": Value(str, "main"),
         "train": Value(str, "train"),
         "valid": Value(str, "validation"),
         "test": Value((str, list), "test", hint="a split or a list of splits"),
         "columns": Value((list, type(None)), None, hint="null or two column names, [SOURCE, TARGET]"),
     },
+    # IWSLT's archives. A set is a file's name before .PAIR.LANG.xml; "A + B" puts two together.
+    "wit3": {
+        "pair": Value((str, type(None)), None, pattern=r"[a-z]{2,3}-[a-z]{2,3}", hint="a pair as in de-en"),
+        "url": Value((str, type(None)), None, pattern=r"https?://\S+", hint="an https address"),
+        "sha256": Value((str, type(None)), None, pattern=r"[0-9a-f]{64}", hint="64 hexadecimal digits"),
+        "valid": Value((str, type(None)), None, pattern=r".*\S.*", hint="a set, or sets joined by +"),
+        "test": Value(list, [], hint="a list of sets"),
+    },
+    # every: N takes every Nth pair of the cleaned training text as validation set; no other is then read.
+    "valid": {"every": Value((int, type(None)), None, minimum=2)},
     "quickstart": {
         "seed": Value(int, 1, minimum=0),
         "train": Value(int, 20000, minimum=1, maximum=10**7),
@@ -222,7 +234,29 @@ CORPUS: Schema = {
 def load_corpus(name: str) -> tuple[Path, dict[str, Any]]:
     """The corpus file that `name` means, and its settings with defaults filled in (schema: `CORPUS`)."""
     path = find("corpus", name)
-    return path, checked(read_yaml(path), CORPUS, str(path))
+    return path, checked(_like(path, ()), CORPUS, str(path))
+
+
+def _like(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    """What the file `path` holds, over what the corpus holds that its key `like` names."""
+    document = read_yaml(path)
+    other = document.pop("like", None)
+    if other is None:
+        return document
+    if not isinstance(other, str) or path in before:
+        raise UserError(
+            f"{path}: 'like' must name another corpus, one that is not like this one, but is {shown(other)}"
+        )
+    return _over(document, _like(find("corpus", other), (*before, path)))
+
+
+def _over(document: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `document` in their place, block by block."""
+    both = {
+        key: _over(value, base[key]) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in document.items()
+    }
+    return base | both
 
 
 # --- models -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from recipes.reporting import say
 
@@ -78,7 +78,7 @@ class Place:
                     say(f"waiting for another process that prepares {self.final}")
                     fcntl.flock(file, fcntl.LOCK_EX)
                 # Its last holder may have removed the file after we opened it: then we lock nothing.
-                if not _is_open_file(file, self.lock):
+                if not is_open_file(file, self.lock):
                     continue
                 try:
                     yield file
@@ -104,7 +104,8 @@ class Place:
         shutil.rmtree(self.replaced, ignore_errors=True)
 
 
-def _is_open_file(file: IO[str], path: Path) -> bool:
+def is_open_file(file: IO[Any], path: Path) -> bool:
+    """Whether `path` still names the open `file`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -46,8 +47,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         dest="origin",
         metavar="FOLDER",
         type=_folder,
-        help="where the raw text or the data set lies",
+        help="where the raw text or the data set lies; for IWSLT also the archive itself",
     )
+    option(
+        "--reader", metavar="KIND", help="files, hub or wit3 (IWSLT's archives), where the corpus file names another"
+    )
+    option("--sha256", metavar="SUM", help="SHA-256 of the archive that is downloaded or given")
     option("--data", metavar="DIR", type=_folder, default=Path("data"), help="write DIR/CORPUS (default: data)")
     option("--name", help="write DIR/NAME instead")
     option("--source", metavar="LANG", help="source language, e.g. de")
@@ -81,6 +86,8 @@ def _folder(text: str) -> Path:
 OVERRIDES = {
     "source": ("source",),
     "target": ("target",),
+    "reader": ("reader",),
+    "sha256": ("wit3", "sha256"),
     "train": ("files", "train"),
     "valid": ("files", "valid"),
     "test": ("files", "test"),
@@ -150,42 +157,64 @@ def check_languages(raw: dict[str, Pairs], corpus: dict[str, Any]) -> None:
                 )
 
 
-def clean(raw: dict[str, Pairs], corpus: dict[str, Any]) -> tuple[Splits, dict[str, dict[str, Any]]]:
-    """The normalised splits, the training one without the pairs to drop, and the counts for corpus.json."""
+Documents = dict[str, list[str]]  # split -> the document of each pair, where that is known
+
+
+def clean(raw: dict[str, Pairs], corpus: dict[str, Any]) -> tuple[Splits, Documents, dict[str, dict[str, Any]]]:
+    """The normalised splits, the training one without the pairs to drop, their documents, the counts for corpus.json.
+
+    With `valid.every: N` every Nth pair that stays becomes the validation set (fairseq's prepare-iwslt14.sh).
+    """
     settings = corpus["clean"]
     limits = Limits(**{key: settings[key] for key in Limits.__dataclass_fields__})
-    splits: Splits = {}
+    every = corpus["valid"]["every"]
+    rows: dict[str, list[tuple[str, str, str]]] = {}
     counts: dict[str, dict[str, Any]] = {}
     for split, text in raw.items():
+        if every and split == "valid":
+            continue
         dropped: Counter[str] = Counter()
-        pairs = zip(text.source, text.target, strict=True)
+        pairs = zip(text.source, text.target, text.documents or [""] * len(text.source), strict=True)
         normalised = (
-            (normalise(source), normalise(target))
-            for source, target in progress(pairs, f"cleaning {split}", len(text.source))
+            (normalise(source), normalise(target), document)
+            for source, target, document in progress(pairs, f"cleaning {split}", len(text.source))
         )
         if split == "train":
-            splits[split] = list(clean_pairs(normalised, limits, dropped))
+            rows[split] = list(clean_pairs(normalised, limits, dropped))
         else:
             # Scores are comparable on whole sets only: nothing is dropped here.
-            splits[split] = list(normalised)
+            rows[split] = list(normalised)
             if settings["empty_evaluation_lines"] == "error":
-                _refuse_empty(splits[split], text)
+                _refuse_empty(rows[split], text)
         counts[split] = {
             "read": len(text.source),
-            "kept": len(splits[split]),
+            "kept": len(rows[split]),
             "dropped": {reason: dropped[reason] for reason in REASONS if dropped[reason]},
         }
-    if not splits["train"]:
+        if every and split == "train" and (taken := rows[split][every - 1 :: every]):
+            del rows[split][every - 1 :: every]
+            rows["valid"] = taken
+            counts["valid"] = {"read": len(taken), "kept": len(taken), "dropped": {}}
+            counts[split] |= {"kept": len(rows[split]), "taken for valid": len(taken)}
+            say(f"valid: one of every {every} pairs of the cleaned training text, {len(taken):,}")
+    if not rows["train"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["train"]["dropped"].items())
         raise UserError(
             f"{raw['train'].origins[0]}: cleaning leaves no training pair ({reasons}); mend it or the limits"
         )
-    return splits, counts
+    if every and "valid" not in rows:
+        raise UserError(
+            f"{raw['train'].origins[0]}: cleaning leaves {len(rows['train']):,} training pairs, too few for "
+            f"'valid.every' {every}; give more text"
+        )
+    splits = {split: [(source, target) for source, target, _ in rows[split]] for split in rows}
+    documents = {split: [row[2] for row in rows[split]] for split in rows if rows[split][0][2]}
+    return splits, documents, counts
 
 
-def _refuse_empty(pairs: list[tuple[str, str]], text: Pairs) -> None:
-    for number, sides in enumerate(pairs, 1):
-        for line, origin in zip(sides, text.origins, strict=True):
+def _refuse_empty(pairs: Sequence[tuple[str, ...]], text: Pairs) -> None:
+    for number, pair in enumerate(pairs, 1):
+        for line, origin in zip(pair[:2], text.origins, strict=True):
             if not line:
                 raise UserError(
                     f"{origin}, line {number}: is empty; validation and test sets are used whole: "
@@ -230,7 +259,7 @@ def prepare(arguments: list[str] | None = None) -> None:
     say(f"reading {name}: {settings['description']}")
     raw, tests = inputs.read(found, path, settings)
     check_languages(raw, settings)
-    splits, counts = clean(raw, settings)
+    splits, documents, counts = clean(raw, settings)
     del raw
     say(table(counts))
     leaked = leaks(splits)
@@ -240,7 +269,7 @@ def prepare(arguments: list[str] | None = None) -> None:
             raise UserError(f"{path}: {message}; change the seed or the sizes under 'quickstart'")
         warn(message)
 
-    corpus = Ingredients(name, settings, splits, counts, tests, leaked, fingerprint)
+    corpus = Ingredients(name, settings, splits, counts, tests, leaked, fingerprint, documents)
     with made(place.data), place.locked() as lock:
         place.recover()
         # Another process may have built it while this one was reading or waiting.
