@@ -52,7 +52,7 @@ def test_corpus_defaults(tmp_path: Path) -> None:
         (CORPUS + "clean: {max_lenght: 3}\n", "'clean.max_lenght' (did you mean 'clean.max_length'?)"),
         (CORPUS + "1: x\n", "unknown key '1'; valid keys"),
         (CORPUS.replace("reader: files\n", ""), "key 'reader' is missing; it must be one of files,"),
-        (CORPUS.replace("files", "csv"), "'reader' must be one of files, hub, quickstart, but is csv"),
+        (CORPUS.replace("files", "csv"), "'reader' must be one of files, hub, quickstart, wit3, but is csv"),
         (CORPUS.replace("en", "no"), "but is false (put it in quotes: \"no\" is read as false)"),
         (CORPUS.replace(": de", ": german"), "'source' must be a language code such as de,"),
         (CORPUS.replace(": de", ": de-DE"), "'source' must be a language code"),
@@ -80,6 +80,19 @@ def test_wrong_corpus_files(tmp_path: Path, content: str | bytes, message: str) 
     assert path in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_like_another(tmp_path: Path) -> None:
+    """Its own keys win, block by block, over any number of steps."""
+    base = written(tmp_path, CORPUS + "clean: {max_length: 5, unit: characters}\n")
+    (tmp_path / "back.yaml").write_text(f"like: {base}\nsource: en\ntarget: de\nclean: {{max_length: 7}}\n")
+    (tmp_path / "far.yaml").write_text(f"like: {tmp_path / 'back.yaml'}\nsubwords: {{joint: false}}\n")
+    path, corpus = load_corpus(str(tmp_path / "far.yaml"))
+    assert path.stem == "far"
+    assert (corpus["source"], corpus["target"], corpus["description"]) == ("en", "de", "toy")
+    assert (corpus["clean"]["max_length"], corpus["clean"]["unit"]) == (7, "characters")
+    assert (corpus["subwords"]["vocab_size"], corpus["subwords"]["joint"]) == (100, False)
+    assert load_corpus(base)[1]["clean"]["max_length"] == 5
 
 
 @pytest.mark.parametrize("kind", ["corpus", "model"])

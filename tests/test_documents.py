@@ -172,7 +172,7 @@ def test_options_of_recipes_exist(document: Path, helps: dict[str, str]) -> None
         own = words[: words.index("--")] if "--" in words else words
         for word in own:
             if word.startswith("--"):
-                known = re.findall(r"--[a-z-]+", helps[Path(script).name])
+                known = re.findall(r"--[a-z0-9-]+", helps[Path(script).name])
                 assert word in known, f"{document.name}: {script} has no {word}"
 
 
