@@ -167,6 +167,7 @@ def download(url: str, place: Path, sha256: str) -> None:
     with made(place.parent), _part_of(place) as part:
         # Another process may have fetched it while this one was waiting.
         if not (place.exists() and digest(place) == sha256):
+            say(f"downloading {url}")
             resumed = _fetch(url, part)
             found = digest(Path(part.name))
             if found != sha256 and resumed:  # the beginning may be another file's

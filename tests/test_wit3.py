@@ -360,6 +360,7 @@ BROKEN: dict[str, tuple[str, str, str | None, list[str]]] = {
     "stray text": (DEV_EN, '<seg id="3">', 'Oh! <seg id="3">', [f"/{DEV_EN}, line 9: text outside of any tag", "Oh"]),
     "stray tag": (DEV_EN, "Sentence 3 of talk 50.", "<b>x</b>", [f"/{DEV_EN}, line 9: stray <b> inside <seg>"]),
     "no set inside": (DEV_EN, "refset", "reference", [f"/{DEV_EN}, line 3: <reference> where <srcset> or <refset>"]),
+    "two sets": (DEV_EN, "</refset>\n", "</refset>\n<refset>\n", [f"/{DEV_EN}, line 23: a second set begins"]),
     "other XML": (DEV_EN, "mteval", "html", [f"/{DEV_EN}, line 2: <html> where <mteval> must be"]),
     "empty segment": (DEV_EN, "Sentence 3 of talk 50.", "", [f"{DEV_EN}", "line 3: is empty", "mend this line"]),
     "entities that swell": (DEV_DE, "<mteval>", BOMB, [f"/{DEV_DE}, line 2: declares a document type or entities"]),
