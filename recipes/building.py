@@ -1,4 +1,4 @@
-"""Build a corpus folder from cleaned text: text, sub-word models, pieces, binary files, corpus.json."""
+"""Build a corpus folder from cleaned text: text, tokens, sub-word models, pieces, binary files, corpus.json."""
 
 import json
 import os
@@ -30,6 +30,7 @@ class Ingredients:
     name: str
     settings: dict[str, Any]  # as in a corpus file
     pairs: Splits
+    tokens: Splits | None  # the same lines, tokenised; None where sub-words are made from plain text
     counts: dict[str, dict[str, Any]]  # split -> {"read", "kept", "dropped": {reason: n}}
     tests: dict[str, str]  # test split -> what it is called
     leaks: dict[str, int]  # split -> how many of its source sentences occur in the training text
@@ -40,53 +41,63 @@ class Ingredients:
     def languages(self) -> tuple[str, str]:
         return self.settings["source"], self.settings["target"]
 
+    @property
+    def joint(self) -> list[tuple[str, ...]]:
+        """The languages that have sub-words in common."""
+        return [self.languages] if self.settings["subwords"]["joint"] else [(side,) for side in self.languages]
+
+
+Sides = dict[str, dict[str, list[str]]]  # split -> language -> lines
+
 
 def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     """Write everything into the empty `folder`. Child processes hold `lock` open."""
-    source, target = corpus.languages
-    text = {
-        split: {source: [line for line, _ in pairs], target: [line for _, line in pairs]}
-        for split, pairs in corpus.pairs.items()
-    }
-    for split, sides in text.items():
-        for language, lines in sides.items():
-            _write_lines(folder / "text" / f"{split}.{language}", lines)
+    text = _write_sides(folder / "text", corpus.pairs, corpus.languages)
     for split, documents in corpus.documents.items():
         _write_lines(folder / "text" / f"{split}.docs", documents)
-    models = _split_into_pieces(folder, text, corpus)
+    if corpus.tokens is None:
+        subwords, packages = _learn_sentencepieces(folder, text, corpus), ["sentencepiece"]
+    else:
+        tokens = _write_sides(folder / "tokens", corpus.tokens, corpus.languages)
+        subwords, packages = _learn_merges(folder, tokens, corpus), ["regex", "sacremoses", "subword-nmt"]
     _binarise(folder, corpus, lock)
-    settings = corpus.settings["subwords"]
     description = {
         "name": corpus.name,
-        "source": source,
-        "target": target,
-        "subwords": {
-            "kind": "sentencepiece",
-            "model": settings["model"],
-            "joint": settings["joint"],
-            "vocab_size": settings["vocab_size"],
-            "models": models,
-        },
+        "source": corpus.languages[0],
+        "target": corpus.languages[1],
+        "subwords": subwords,
         "splits": corpus.counts,
         "tests": corpus.tests,
         "leaks": corpus.leaks,
         "fingerprint": corpus.fingerprint,
-        "versions": {package: version(package) for package in ("sentencepiece", "ve-fairseq")},
+        "versions": {package: version(package) for package in (*packages, "ve-fairseq")},
         "files": {path: digest for path, digest in digests(folder).items() if path != LOG},
     }
     content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / "corpus.json").write_text(content, encoding="utf-8")
 
 
-def _split_into_pieces(folder: Path, text: dict[str, dict[str, list[str]]], corpus: Ingredients) -> dict[str, str]:
-    """Learn the sub-words and write pieces/; returns the model file of each language."""
+def _write_sides(folder: Path, splits: Splits, languages: tuple[str, str]) -> Sides:
+    """folder/SPLIT.LANGUAGE; returns the lines."""
+    sides = {
+        split: {language: [pair[side] for pair in pairs] for side, language in enumerate(languages)}
+        for split, pairs in splits.items()
+    }
+    for split, by_language in sides.items():
+        for language, lines in by_language.items():
+            _write_lines(folder / f"{split}.{language}", lines)
+    return sides
+
+
+def _learn_sentencepieces(folder: Path, text: Sides, corpus: Ingredients) -> dict[str, Any]:
+    """Learn sentencepiece models and write pieces/; returns the block "subwords" of corpus.json."""
     from recipes import subwords  # sentencepiece is loaded only when the inputs have been found good
 
     settings = corpus.settings["subwords"]
     kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
     say(f"learning {settings['vocab_size']:,} sub-words ({kind})")
     models = {}
-    for languages in [corpus.languages] if settings["joint"] else [(language,) for language in corpus.languages]:
+    for languages in corpus.joint:
         model = subwords.train(
             (line for language in languages for line in text["train"][language]),
             vocab_size=settings["vocab_size"],
@@ -101,9 +112,53 @@ def _split_into_pieces(folder: Path, text: dict[str, dict[str, list[str]]], corp
         for language in languages:
             models[language] = f"{stem}.model"
             for split, sides in text.items():
-                pieces = progress(encoder(sides[language]), f"pieces of {split}.{language}", len(sides[language]))
-                _write_lines(folder / "pieces" / f"{split}.{language}", pieces)
-    return models
+                _write_pieces(folder, split, language, encoder(sides[language]), len(sides[language]))
+    return {
+        "kind": "sentencepiece",
+        "model": settings["model"],
+        "joint": settings["joint"],
+        "vocab_size": settings["vocab_size"],
+        "models": models,
+    }
+
+
+def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str, Any]:
+    """Learn byte-pair merges and write pieces/; returns the block "subwords" of corpus.json."""
+    from recipes import bpe
+
+    settings = corpus.settings["subwords"]
+    threshold = settings["vocabulary_threshold"]
+    say(f"learning {settings['operations']:,} merges ({'joint' if settings['joint'] else 'for each language'})")
+    models, vocabularies = {}, {}
+    for languages in corpus.joint:
+        train = (line for language in languages for line in tokens["train"][language])
+        codes = bpe.learn(train, settings["operations"])
+        name = "bpe.codes" if settings["joint"] else f"bpe.{languages[0]}.codes"
+        (folder / name).write_text(codes, encoding="utf-8")
+        for language in languages:
+            models[language] = name
+            merges = bpe.Merges(codes)
+            if threshold is not None:
+                vocabularies[language] = f"bpe.{language}.vocab"
+                vocabulary = bpe.vocabulary(map(merges, tokens["train"][language]))
+                (folder / vocabularies[language]).write_text(vocabulary, encoding="utf-8")
+                merges = bpe.Merges(codes, vocabulary, threshold)
+            for split, sides in tokens.items():
+                _write_pieces(folder, split, language, map(merges, sides[language]), len(sides[language]))
+    return {
+        "kind": "subword-nmt",
+        "operations": settings["operations"],
+        "joint": settings["joint"],
+        "lowercase": settings["lowercase"],
+        "vocabulary_threshold": threshold,
+        "models": models,
+        "vocabularies": vocabularies,
+    }
+
+
+def _write_pieces(folder: Path, split: str, language: str, pieces: Iterable[str], count: int) -> None:
+    label = f"pieces of {split}.{language}"
+    _write_lines(folder / "pieces" / f"{split}.{language}", progress(pieces, label, count))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -119,7 +174,8 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     command = [sys.executable, "-P", "-m", "fairseq_cli.preprocess", "--workers", _workers(corpus),
                "--source-lang", source, "--target-lang", target, "--destdir", "bin",
                "--trainpref", "pieces/train", "--validpref", "pieces/valid", "--testpref", tests]  # fmt: skip
-    if corpus.settings["subwords"]["joint"]:
+    settings = corpus.settings["subwords"]
+    if settings["joint"] and settings.get("dictionary") != "separate":
         command.append("--joined-dictionary")
     say(f"binarising (fairseq-preprocess; its words: {LOG})")
     log = folder / LOG

@@ -35,6 +35,7 @@ class Limits:
     max_length: most units on either side.
     max_ratio: the longer side may have at most so many times the units of the shorter one; None: any.
     duplicates, identical: "drop" or "keep" pairs seen before, and pairs whose two sides are the same text.
+    max_word_length: most characters of a word on either side; None: any.
     """
 
     unit: str = "words"
@@ -42,13 +43,13 @@ class Limits:
     max_ratio: float | None = 3.0
     duplicates: str = "drop"
     identical: str = "drop"
+    max_word_length: int | None = None
 
 
 # A name, a number or an exclamation may well be the same in both languages; a longer text is not translated.
 IDENTICAL_WORDS = 4
 
 REASONS = ("empty", "too long", "length ratio", "identical sides", "duplicate")
-
 
 Pair = TypeVar("Pair", bound=tuple[str, ...])  # source, target, and what else goes with them
 
@@ -77,6 +78,11 @@ def _why_dropped(source: str, target: str, limits: Limits) -> str | None:
     else:
         lengths = len(source), len(target)
     if max(lengths) > limits.max_length:
+        return "too long"
+    if (
+        limits.max_word_length is not None
+        and len(max(f"{source} {target}".split(" "), key=len)) > limits.max_word_length
+    ):
         return "too long"
     if limits.max_ratio is not None and max(lengths) > limits.max_ratio * min(lengths):
         return "length ratio"

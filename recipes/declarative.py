@@ -179,6 +179,7 @@ CORPUS: Schema = {
     "source": _LANGUAGE,  # null: to be given by --source and --target
     "target": _LANGUAGE,
     "reader": Value(str, choices=("files", "hub", "quickstart", "wit3")),
+    "preparation": Value(str, "sentencepiece", choices=("sentencepiece", "paper")),
     # Below the folder given by --from, or anywhere: a prefix (PREFIX.LANG, PREFIX.LANG.gz) or one table file.
     "files": {
         "train": Value((str, type(None)), None, pattern=r".*\S.*", hint="a prefix or file"),
@@ -231,10 +232,39 @@ CORPUS: Schema = {
 }
 
 
+# `preparation: paper`: the settings of fairseq's prepare-iwslt14.sh. Lengths are in tokens, cleaning as by Moses'
+# clean-corpus-n.perl.
+PAPER: Schema = {
+    **CORPUS,
+    "subwords": {
+        "lowercase": Value(bool, True),
+        "operations": Value(int, 10_000, minimum=1, maximum=500_000),
+        "joint": Value(bool, True),
+        "dictionary": Value(str, "joined", choices=("joined", "separate")),
+        "vocabulary_threshold": Value((int, type(None)), None, minimum=1),
+    },
+    "clean": {
+        "max_length": Value(int, 175, minimum=1, maximum=100_000),
+        "max_ratio": Value((float, type(None)), 1.5, minimum=1.0, maximum=1000.0),
+        "max_word_length": Value((int, type(None)), 1000, minimum=1),
+        "duplicates": Value(str, "keep", choices=("drop", "keep")),
+        "identical": Value(str, "keep", choices=("drop", "keep")),
+        "empty_evaluation_lines": Value(str, "error", choices=("error", "keep")),
+        "language_check": Value(bool, True),
+    },
+}
+
+
+def corpus_schema(preparation: Any) -> Schema:
+    """The keys of a corpus file with that `preparation`."""
+    return PAPER if preparation == "paper" else CORPUS
+
+
 def load_corpus(name: str) -> tuple[Path, dict[str, Any]]:
-    """The corpus file that `name` means, and its settings with defaults filled in (schema: `CORPUS`)."""
+    """The corpus file that `name` means, and its settings with defaults filled in (schema: `corpus_schema`)."""
     path = find("corpus", name)
-    return path, checked(_like(path, ()), CORPUS, str(path))
+    document = _like(path, ())
+    return path, checked(document, corpus_schema(document.get("preparation")), str(path))
 
 
 def _like(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
@@ -247,7 +277,10 @@ def _like(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(
             f"{path}: 'like' must name another corpus, one that is not like this one, but is {shown(other)}"
         )
-    return _over(document, _like(find("corpus", other), (*before, path)))
+    base = _like(find("corpus", other), (*before, path))
+    if document.get("preparation", base.get("preparation")) != base.get("preparation"):
+        base = {key: value for key, value in base.items() if key not in ("subwords", "clean")}  # they have other keys
+    return _over(document, base)
 
 
 def _over(document: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import torch
 from fairseq.data import data_utils
 
 from fairseq_host.errors import UserError
-from recipes import loading
+from recipes import loading, subwords
 from recipes.runs import Corpus
+from recipes.subwords import Subwords
 
 # Options of a model file's `generate` block and their defaults. Lengths are in pieces, max-tokens in source
 # pieces a batch.
@@ -106,14 +106,14 @@ class Alignment:
 
 
 class Translator:
-    """A loaded model with its task and the sub-word models of both languages."""
+    """A loaded model with its task and the sub-words of both languages."""
 
-    def __init__(self, *, model: Any, task: Any, source_pieces: Path, target_pieces: Path, device: str = "cpu"):
+    def __init__(self, *, model: Any, task: Any, source: Subwords, target: Subwords, device: str = "cpu"):
         self.model = model.eval().to(device)
         self.task = task
         self.device = device
-        self.source_pieces = sentencepiece.SentencePieceProcessor(model_file=str(source_pieces))
-        self.target_pieces = sentencepiece.SentencePieceProcessor(model_file=str(target_pieces))
+        self.source = source
+        self.target = target
         positions = model.max_positions()
         self.max_source = int(min(positions[0] if isinstance(positions, tuple) else positions, task.max_positions()[0]))
 
@@ -125,13 +125,9 @@ class Translator:
     def encode(self, sentence: str) -> tuple[torch.Tensor, bool]:
         """Its pieces as (S,) indices with the end of sentence; whether it was cut to the model's length."""
         dictionary = self.task.source_dictionary
-        pieces = self.source_pieces.encode(sentence, out_type=str)
+        pieces = self.source.pieces(sentence)
         indices = [dictionary.index(piece) for piece in pieces[: self.max_source - 1]]
         return torch.tensor([*indices, dictionary.eos()]), len(pieces) > self.max_source - 1
-
-    def detokenise(self, pieces: Sequence[str]) -> str:
-        """Pieces as plain text of one line."""
-        return " ".join(self.target_pieces.decode(list(pieces)).split())
 
     def batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         """Indices in batches of like length, longest first, of at most `max_tokens` pieces when padded."""
@@ -284,7 +280,7 @@ class Translator:
         dictionary = self.task.target_dictionary
         tokens = hypothesis["tokens"].cpu()
         pieces = [dictionary[int(index)] for index in tokens if int(index) != dictionary.eos()]
-        return Translation(self.detokenise(pieces), pieces, tokens, float(hypothesis["score"]))
+        return Translation(self.target.text(pieces), pieces, tokens, float(hypothesis["score"]))
 
     def alignment(self, sentence: str, translation: Translation) -> Alignment | None:
         """Which source words the model looked at for each target word; None if the model does not say.
@@ -304,8 +300,8 @@ class Translator:
         weights = _attention(output)  # (1, T, S)
         if weights is None or tuple(weights.shape) != (1, len(previous), len(source)):
             return None
-        source_words = words([self.task.source_dictionary[int(i)] for i in source[:-1]])
-        target_words = words(translation.pieces)
+        source_words = words(self.source.marked([self.task.source_dictionary[int(i)] for i in source[:-1]]))
+        target_words = words(self.target.marked(translation.pieces))
         if not source_words or not target_words:
             return None
         matrix = weights[0].float().cpu().numpy()
@@ -316,7 +312,7 @@ class Translator:
 
 
 def words(pieces: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Pieces joined to words: (word, first piece, piece after the last). A piece with ▁ starts one."""
+    """Marked pieces joined to words: (word, first piece, piece after the last). A piece with ▁ starts one."""
     found: list[tuple[str, int, int]] = []
     for index, piece in enumerate(pieces):
         text = piece.replace("▁", "")
@@ -367,7 +363,7 @@ def load_translator(
     return Translator(
         model=model,
         task=task,
-        source_pieces=corpus.subword_models[corpus.source],
-        target_pieces=corpus.subword_models[corpus.target],
+        source=subwords.load(corpus.subwords, corpus.folder, corpus.source),
+        target=subwords.load(corpus.subwords, corpus.folder, corpus.target),
         device=device,
     )

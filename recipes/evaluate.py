@@ -336,7 +336,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 def files_of(corpus: Corpus, split: str) -> list[str]:
     """Files of the corpus that an evaluation reads, below its folder."""
-    models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_models.values()}
+    models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_files}
     languages = (corpus.source, corpus.target)
     dictionaries = {f"bin/dict.{language}.txt" for language in languages}
     texts = {f"text/{split}.{language}" for language in languages}

@@ -157,6 +157,7 @@ def _digest(file: Path) -> str:
 
 def fingerprint(corpus: dict[str, Any], found: Input) -> str:
     """SHA-256 of the raw inputs and of every setting that changes the result."""
+    # The preparation is told by the keys of its blocks.
     used: dict[str, Any] = {key: corpus[key] for key in ("source", "target", "subwords", "clean")}
     if found.reader == "files":
         used["files"] = corpus["files"]["columns"]

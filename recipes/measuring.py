@@ -62,7 +62,8 @@ def translate(
     exits = translator.exits(sources, translations, search["max-tokens"])
     print("Scoring with sacreBLEU", flush=True)
     scores: dict[str, Any] = {
-        **scoring.score(hypotheses, references, place.corpus.target),
+        **scoring.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase),
+        **tokenised_bleu(translator.target, translations, references),
         "seconds": round(statistics.seconds, 3),
         "tokens": statistics.tokens,
         "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
@@ -88,7 +89,7 @@ def translate(
         draw_alignments(folder, translator, sources, translations, count)
         if exits is not None and count:
             chosen = chosen_for_pictures(sources, hypotheses, count)
-            shown = [([*translations[i].pieces, "</s>"], exits[i]) for i in chosen]
+            shown = [([*translator.target.marked(translations[i].pieces), "</s>"], exits[i]) for i in chosen]
             blocks = translator.model.decoder.num_layers
             pictures.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
 
@@ -116,6 +117,15 @@ def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def tokenised_bleu(target: Any, translations: Sequence[Any], references: Sequence[str]) -> dict[str, Any]:
+    """The part of scores.json about BLEU of tokens; none where pieces are made from plain text."""
+    pairs = [target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)]
+    if None in pairs:
+        return {}
+    hypotheses, tokens = zip(*pairs, strict=True)
+    return {"tokenised_bleu": scoring.tokenised(hypotheses, tokens)}
 
 
 def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:

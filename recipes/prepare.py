@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,7 +21,7 @@ from recipes import inputs, languages
 from recipes.building import Ingredients, Splits, build
 from recipes.cleaning import REASONS, Limits, clean_pairs, normalise
 from recipes.corpus_files import Pairs
-from recipes.declarative import CORPUS, FOLDER_NAME, RECIPES, load_corpus
+from recipes.declarative import FOLDER_NAME, RECIPES, corpus_schema, load_corpus
 from recipes.placing import Place, State, made
 from recipes.reporting import progress, say, warn
 from recipes.runs import Parser
@@ -62,7 +62,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--valid", metavar="TEXT", help="validation text, likewise")
     option("--test", metavar="TEXT", action="append", help="test text, likewise; may be repeated")
     option("--columns", metavar="SOURCE,TARGET", help="names of the two columns (default: the languages)")
-    option("--vocab-size", metavar="N", type=int, help="number of sub-words")
+    option("--vocab-size", metavar="N", type=int, help="number of sub-words (preparation: sentencepiece)")
+    option("--operations", metavar="N", type=int, help="number of merges (preparation: paper)")
     option("--subword-model", metavar="KIND", help="how sentencepiece learns them: bpe or unigram")
     option(
         "--max-length",
@@ -92,6 +93,7 @@ OVERRIDES = {
     "valid": ("files", "valid"),
     "test": ("files", "test"),
     "vocab_size": ("subwords", "vocab_size"),
+    "operations": ("subwords", "operations"),
     "subword_model": ("subwords", "model"),
     "max_length": ("clean", "max_length"),
     "max_ratio": ("clean", "max_ratio"),
@@ -127,8 +129,13 @@ def settings_of(options: argparse.Namespace) -> tuple[str, Path, dict[str, Any]]
 
 
 def _override(corpus: dict[str, Any], option: str, keys: tuple[str, ...], value: Any) -> None:
-    rule: Any = CORPUS
+    rule: Any = corpus_schema(corpus["preparation"])
     for key in keys:
+        if key not in rule:
+            raise UserError(
+                f"{option}: the preparation '{corpus['preparation']}' has no '{'.'.join(keys)}' but {', '.join(rule)}; "
+                "leave the option out"
+            )
         rule = rule[key]
     if problem := rule.wrong(value):
         raise UserError(f"{option} {problem}")
@@ -157,35 +164,33 @@ def check_languages(raw: dict[str, Pairs], corpus: dict[str, Any]) -> None:
                 )
 
 
+Row = tuple[str, str, str, str, str]  # the two sides that are cleaned, the document, the two sides as plain text
 Documents = dict[str, list[str]]  # split -> the document of each pair, where that is known
 
 
-def clean(raw: dict[str, Pairs], corpus: dict[str, Any]) -> tuple[Splits, Documents, dict[str, dict[str, Any]]]:
-    """The normalised splits, the training one without the pairs to drop, their documents, the counts for corpus.json.
+def clean(
+    raw: dict[str, Pairs], corpus: dict[str, Any]
+) -> tuple[Splits, Splits | None, Documents, dict[str, dict[str, Any]]]:
+    """The splits, the training one without the pairs to drop, their tokens and documents, the counts for corpus.json.
 
-    With `valid.every: N` every Nth pair that stays becomes the validation set (fairseq's prepare-iwslt14.sh).
+    Text is normalised and has no tokens; for the preparation `paper` it is as it was read, and cleaning measures its
+    tokens. With `valid.every: N` every Nth pair that stays becomes the validation set (fairseq's prepare-iwslt14.sh).
     """
     settings = corpus["clean"]
-    limits = Limits(**{key: settings[key] for key in Limits.__dataclass_fields__})
+    limits = Limits(**{key: settings[key] for key in Limits.__dataclass_fields__ if key in settings})
+    read_pairs = _tokenised if corpus["preparation"] == "paper" else _normalised
     every = corpus["valid"]["every"]
-    rows: dict[str, list[tuple[str, str, str]]] = {}
+    rows: dict[str, list[Row]] = {}
     counts: dict[str, dict[str, Any]] = {}
     for split, text in raw.items():
         if every and split == "valid":
             continue
         dropped: Counter[str] = Counter()
-        pairs = zip(text.source, text.target, text.documents or [""] * len(text.source), strict=True)
-        normalised = (
-            (normalise(source), normalise(target), document)
-            for source, target, document in progress(pairs, f"cleaning {split}", len(text.source))
-        )
-        if split == "train":
-            rows[split] = list(clean_pairs(normalised, limits, dropped))
-        else:
-            # Scores are comparable on whole sets only: nothing is dropped here.
-            rows[split] = list(normalised)
-            if settings["empty_evaluation_lines"] == "error":
-                _refuse_empty(rows[split], text)
+        read = read_pairs(split, text, corpus)
+        # Scores are comparable on whole sets only: nothing is dropped elsewhere.
+        rows[split] = list(clean_pairs(read, limits, dropped) if split == "train" else read)
+        if split != "train" and settings["empty_evaluation_lines"] == "error":
+            _refuse_empty(rows[split], text)
         counts[split] = {
             "read": len(text.source),
             "kept": len(rows[split]),
@@ -207,15 +212,46 @@ def clean(raw: dict[str, Pairs], corpus: dict[str, Any]) -> tuple[Splits, Docume
             f"{raw['train'].origins[0]}: cleaning leaves {len(rows['train']):,} training pairs, too few for "
             f"'valid.every' {every}; give more text"
         )
-    splits = {split: [(source, target) for source, target, _ in rows[split]] for split in rows}
+    splits = {split: [row[3:] for row in rows[split]] for split in rows}
     documents = {split: [row[2] for row in rows[split]] for split in rows if rows[split][0][2]}
-    return splits, documents, counts
+    tokens = _lowercased(rows, corpus) if corpus["preparation"] == "paper" else None
+    return splits, tokens, documents, counts
+
+
+def _rows(split: str, text: Pairs) -> Iterator[tuple[str, str, str]]:
+    documents = text.documents or [""] * len(text.source)
+    pairs = zip(text.source, text.target, documents, strict=True)
+    return progress(pairs, f"cleaning {split}", len(text.source))
+
+
+def _normalised(split: str, text: Pairs, _: dict[str, Any]) -> Iterator[Row]:
+    for source, target, document in _rows(split, text):
+        sides = normalise(source), normalise(target)
+        yield (*sides, document, *sides)
+
+
+def _tokenised(split: str, text: Pairs, corpus: dict[str, Any]) -> Iterator[Row]:
+    from recipes.moses import tokenise
+
+    for source, target, document in _rows(split, text):
+        tokens = tokenise(source, corpus["source"]), tokenise(target, corpus["target"])
+        if split == "train":  # as clean-corpus-n.perl
+            tokens = tokens[0].strip(), tokens[1].strip()
+        yield (*tokens, document, source, target)
+
+
+def _lowercased(rows: dict[str, list[Row]], corpus: dict[str, Any]) -> Splits:
+    """The tokens of `rows`, in lower case where the corpus wants it."""
+    from recipes.moses import lowercase
+
+    case = lowercase if corpus["subwords"]["lowercase"] else str
+    return {split: [(case(row[0]), case(row[1])) for row in rows[split]] for split in rows}
 
 
 def _refuse_empty(pairs: Sequence[tuple[str, ...]], text: Pairs) -> None:
     for number, pair in enumerate(pairs, 1):
         for line, origin in zip(pair[:2], text.origins, strict=True):
-            if not line:
+            if not line.strip():
                 raise UserError(
                     f"{origin}, line {number}: is empty; validation and test sets are used whole: "
                     "mend this line in both languages (or set clean.empty_evaluation_lines: keep)"
@@ -259,7 +295,7 @@ def prepare(arguments: list[str] | None = None) -> None:
     say(f"reading {name}: {settings['description']}")
     raw, tests = inputs.read(found, path, settings)
     check_languages(raw, settings)
-    splits, documents, counts = clean(raw, settings)
+    splits, tokens, documents, counts = clean(raw, settings)
     del raw
     say(table(counts))
     leaked = leaks(splits)
@@ -269,7 +305,7 @@ def prepare(arguments: list[str] | None = None) -> None:
             raise UserError(f"{path}: {message}; change the seed or the sizes under 'quickstart'")
         warn(message)
 
-    corpus = Ingredients(name, settings, splits, counts, tests, leaked, fingerprint, documents)
+    corpus = Ingredients(name, settings, splits, tokens, counts, tests, leaked, fingerprint, documents)
     with made(place.data), place.locked() as lock:
         place.recover()
         # Another process may have built it while this one was reading or waiting.

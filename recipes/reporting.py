@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -18,16 +18,17 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Pass on `items` and show how far they are once that takes longer than a moment."""
-    if sys.stderr.isatty():
+def progress(items: Iterable[T], label: str, total: int, stream: TextIO | None = None) -> Iterator[T]:
+    """Pass on `items` and show how far they are once that takes longer than a moment; on `stream`, else stderr."""
+    stream = stream or sys.stderr
+    if stream.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=label, total=total, leave=False, delay=1)
+        yield from tqdm(items, desc=label, total=total, leave=False, delay=1, file=stream)
         return
     last = time.monotonic()
     for done, item in enumerate(items):
         yield item
         if done % 1024 == 0 and time.monotonic() - last > INTERVAL:
             last = time.monotonic()
-            print(f"{label}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            print(f"{label}: {done:,} of {total:,}", file=stream, flush=True)

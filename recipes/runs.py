@@ -39,7 +39,8 @@ from recipes.placing import digest
 ROOT = Path(__file__).resolve().parent.parent
 
 # Distributions whose version a score depends on.
-DISTRIBUTIONS = ("thoth-seq2seq", "torch", "ve-fairseq", "sentencepiece", "sacrebleu", "numpy")
+DISTRIBUTIONS = ("thoth-seq2seq", "torch", "ve-fairseq", "sentencepiece", "sacremoses", "subword-nmt",
+                 "regex", "sacrebleu", "numpy")  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,7 +165,7 @@ class Corpus:
     source: str
     target: str
     fingerprint: str
-    subword_models: dict[str, Path]
+    subwords: dict[str, Any]  # as in corpus.json
     splits: tuple[str, ...]
     files: dict[str, str]
 
@@ -172,6 +173,17 @@ class Corpus:
     def bin(self) -> Path:
         """The folder of `fairseq-preprocess`'s output."""
         return self.folder / "bin"
+
+    @property
+    def subword_models(self) -> dict[str, Path]:
+        """The sentencepiece model or the codes of each language."""
+        return {language: self.folder / name for language, name in self.subwords["models"].items()}
+
+    @property
+    def subword_files(self) -> set[Path]:
+        """All that text is cut into pieces by."""
+        vocabularies = self.subwords.get("vocabularies", {}).values()
+        return {*self.subword_models.values(), *(self.folder / name for name in vocabularies)}
 
     @property
     def alone(self) -> Path:
@@ -223,7 +235,8 @@ def open_corpus(argument: str, data: Path) -> Corpus:
     try:
         facts = json.loads(description.read_text(encoding="utf-8"))
         source, target = facts["source"], facts["target"]
-        models = {language: folder / facts["subwords"]["models"][language] for language in (source, target)}
+        subwords = dict(facts["subwords"])
+        models = [folder / subwords["models"][language] for language in (source, target)]
         fingerprint, splits = str(facts["fingerprint"]), tuple(facts["splits"])
         files = {str(name): str(known) for name, known in facts.get("files", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -233,7 +246,7 @@ def open_corpus(argument: str, data: Path) -> Corpus:
         for language in (source, target):
             stem = f"{split}.{source}-{target}.{language}"
             needed += [folder / "bin" / f"{stem}.bin", folder / "bin" / f"{stem}.idx"]
-    for path in [*needed, *models.values()]:
+    for path in [*needed, *models]:
         if not path.is_file():
             raise UserError(f"{path}: missing; {again}")
         if path.stat().st_size == 0:
@@ -245,7 +258,7 @@ def open_corpus(argument: str, data: Path) -> Corpus:
         source=source,
         target=target,
         fingerprint=fingerprint,
-        subword_models=models,
+        subwords=subwords,
         splits=splits,
         files=files,
     )

@@ -8,13 +8,15 @@ from fairseq_host.errors import UserError
 METRICS = ("bleu", "chrf", "ter")
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, dict[str, Any]]:
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], language: str, *, lowercase: bool = False
+) -> dict[str, dict[str, Any]]:
     """{"bleu": {"score", "signature"}, "chrf": ..., "ter": ...} of `hypotheses` against one reference each.
 
     `language` (of the references) chooses sacreBLEU's tokeniser for BLEU where 13a does not fit (zh, ja, ko, with or
-    without a script or region: zh_Hans);
-    all else is sacreBLEU's default. Raises a UserError when there is nothing to score or the numbers of lines
-    differ.
+    without a script or region: zh_Hans). `lowercase` passes over case (case:lc in the signature), for hypotheses that
+    have none; all else is sacreBLEU's default. Raises a UserError when there is nothing to score or the numbers of
+    lines differ.
     """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
@@ -25,7 +27,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
     if not any(reference.strip() for reference in references):
         raise UserError("all references are empty: there is nothing to score")
     try:
-        metrics: dict[str, Any] = {"bleu": BLEU(trg_lang=language.split("_")[0]), "chrf": CHRF(), "ter": TER()}
+        metrics: dict[str, Any] = {
+            "bleu": BLEU(trg_lang=language.split("_")[0], lowercase=lowercase),
+            "chrf": CHRF(lowercase=lowercase),
+            "ter": TER(),  # passes over case always
+        }
     except (RuntimeError, ImportError) as error:
         raise UserError(f"sacreBLEU's tokeniser for {language}: {str(error).splitlines()[0]}") from None
     found = {}
@@ -35,15 +41,25 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
     return found
 
 
+def tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """{"score", "signature"}: BLEU of tokens as they are (tok:none), which depends on who made them."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU(tokenize="none", force=True)  # force: it would warn of tokens
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    return {"score": result.score, "signature": str(metric.get_signature())}
+
+
 def table(scores: Mapping[str, Any]) -> str:
     """Scores with their signatures, then what they were measured with, as aligned text."""
-    names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)"}
+    names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)", "tokenised_bleu": "BLEU of tokens"}
     lines = [
         f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {scores['model']}",
         "",
     ]
-    for name in METRICS:
-        lines.append(f"{names[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
+    for name in (*METRICS, "tokenised_bleu"):
+        if name in scores:
+            lines.append(f"{names[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
     return "\n".join([*lines, "", *facts(scores)]) + "\n"
 
 

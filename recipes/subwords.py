@@ -1,17 +1,17 @@
-"""Sub-words by sentencepiece: a model learned from the training text, the same to the byte on every run.
+"""Sub-words: what plain text is to a model, and back; here by sentencepiece, in `recipes.paper` by Moses and merges.
 
-The model carries the same normalisation of spaces and invisible characters as `recipes.cleaning`, so raw
-text may be given to it; otherwise text is left as it is, and decode(encode(text)) is the cleaned text
-again.
+A sentencepiece model is learned from the training text, the same to the byte on every run. It carries the same
+normalisation of spaces and invisible characters as `recipes.cleaning`, so raw text may be given to it; otherwise text
+is left as it is, and decode(encode(text)) is the cleaned text again.
 """
 
 import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -71,11 +71,57 @@ def _explained(message: str, vocab_size: int) -> str:
     return f"{option}: sentencepiece cannot learn from this training text ({' '.join(message.split())})"
 
 
+class Subwords(Protocol):
+    """Plain text of one language to the pieces that a model reads, and back."""
+
+    lowercase: bool  # whether text comes back in lower case
+
+    def pieces(self, line: str) -> list[str]:
+        """The pieces of a line of plain text."""
+
+    def text(self, pieces: Sequence[str]) -> str:
+        """Pieces as plain text of one line."""
+
+    def marked(self, pieces: Sequence[str]) -> list[str]:
+        """The pieces as people read them, with ▁ before the first one of each word."""
+
+    def scored(self, pieces: Sequence[str], reference: str) -> tuple[str, str] | None:
+        """A hypothesis and its reference, plain text, as the tokens that papers score; None if there are none."""
+
+
+def load(block: Mapping[str, Any], folder: Path, language: str) -> Subwords:
+    """What the `block` "subwords" of corpus.json in `folder` says of `language`."""
+    model = (folder / block["models"][language]).read_bytes()
+    if block["kind"] == "sentencepiece":
+        return Encoder(model)
+    from recipes.bpe import Merges
+    from recipes.paper import MosesBpe
+
+    known = block["vocabularies"].get(language)
+    vocabulary = None if known is None else (folder / known).read_text(encoding="utf-8")
+    merges = Merges(model.decode(), vocabulary, block["vocabulary_threshold"])
+    return MosesBpe(language, merges, lowercase=block["lowercase"])
+
+
 class Encoder:
-    """Text to pieces, one line at a time, by a model given as bytes."""
+    """`Subwords` by a sentencepiece model given as bytes."""
+
+    lowercase = False
 
     def __init__(self, model: bytes) -> None:
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    def pieces(self, line: str) -> list[str]:
+        return list(self._processor.encode(line, out_type=str))
+
+    def text(self, pieces: Sequence[str]) -> str:
+        return " ".join(self._processor.decode(list(pieces)).split())
+
+    def marked(self, pieces: Sequence[str]) -> list[str]:
+        return list(pieces)
+
+    def scored(self, pieces: Sequence[str], reference: str) -> None:
+        return None
 
     def __call__(self, lines: list[str], *, chunk: int = 10_000) -> Iterator[str]:
         """The pieces of each line, separated by spaces."""

@@ -269,7 +269,7 @@ def test_validation_from_the_training_text_of_any_reader(work: Path, every: int)
         f"valid: {{every: {every}}}\nsubwords: {{vocab_size: 60}}\n"
     )
     raw, _ = read("plain.yaml")
-    splits, documents, counts = clean(raw, settings_of(parse(["plain.yaml"]))[2])
+    splits, _, documents, counts = clean(raw, settings_of(parse(["plain.yaml"]))[2])
     kept = [(sentence("de", 1, number), sentence("en", 1, number)) for number in range(1, 40) if number % 10]
     assert splits["valid"] == [pair for number, pair in enumerate(kept, 1) if number % every == 0]
     assert splits["train"] == [pair for number, pair in enumerate(kept, 1) if number % every]
