@@ -91,7 +91,7 @@ def _rules(language: str) -> _Rules:
 
 @cache
 def _detokeniser(language: str) -> MosesDetokenizer:
-    return MosesDetokenizer(language)
+    return MosesDetokenizer("de" if language == "cs" else language)  # sacremoses fails at some Czech contractions
 
 
 def tokenise(line: str, language: str, *, escape: bool = True) -> str:
