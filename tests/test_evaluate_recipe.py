@@ -84,6 +84,46 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert not list((copied / "toy/mini").glob(".evaluation*"))
 
 
+def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) -> None:
+    """Plain text in and out as ever; the tokens that papers score are scored too."""
+    text = data.parent / "recipe_text"
+    (tmp_path / "paper.yaml").write_text(
+        "description: toy\nsource: de\ntarget: en\nreader: files\npreparation: paper\n"
+        f"files: {{train: {text}/train, valid: {text}/valid, test: {text}/test}}\n"
+        "subwords: {operations: 40}\nclean: {language_check: false}\n"
+    )
+    folders = ["--data", tmp_path / "data"]
+    for script, *arguments in (
+        ("prepare", tmp_path / "paper.yaml", *folders),
+        ("train", "paper", mini, *folders, "--runs", tmp_path / "runs", "--cpu", "--", "--max-epoch", 2),
+        ("evaluate", "paper", mini, *folders, "--runs", tmp_path / "runs", "--cpu", "--pictures", 1),
+    ):
+        done = recipe(script, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs/paper/mini/evaluation"
+    scores = json.loads((folder / "scores.json").read_text())
+    hypotheses = decoding.read_lines(folder / "hypotheses.txt")
+    references = decoding.read_lines(text / "test.en")
+    assert any(hypotheses)
+    assert references[0].isupper()
+    bleu, plain = BLEU(lowercase=True), BLEU(tokenize="none", force=True)
+    assert scores["bleu"] == {
+        "score": bleu.corpus_score(hypotheses, [references]).score,
+        "signature": str(bleu.get_signature()),
+    }
+    assert "case:lc" in scores["bleu"]["signature"]
+    assert "case:lc" in scores["chrf"]["signature"]
+    # These words are tokens already: their plain text differs from the tokens in nothing but case.
+    tokens = decoding.read_lines(tmp_path / "data/paper/tokens/test.en")
+    assert scores["tokenised_bleu"]["score"] == plain.corpus_score(hypotheses, [tokens]).score
+    assert "tok:none" in scores["tokenised_bleu"]["signature"]
+    assert f"BLEU of tokens {scores['tokenised_bleu']['score']:14.2f}   nrefs:1|" in (folder / "scores.txt").read_text()
+    assert done.stdout.splitlines()[-1] == f"BLEU = {scores['bleu']['score']:.2f}"
+    assert (folder / "alignment-1.png").exists()
+    (tmp_path / "data/paper/bpe.codes").write_text("#version: 0.2\n")
+    refused(recipe("evaluate", *arguments), "paper/bpe.codes: damaged or changed", "prepare.sh")
+
+
 def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     run = runs.Run(copied / "toy/mini")
     run.update({**(run.record() or {}), "status": "interrupted"})

@@ -72,10 +72,10 @@ def test_rules_of_single_languages(language: str, line: str, tokens: str) -> Non
 
 
 def test_escapes() -> None:
-    line = "AT&T's <b> [x] a|b \"q\" &amp;"
+    line = 'AT&T\'s <b> [x] a|b "q" &amp;'
     tokens = "AT &amp; T &apos;s &lt; b &gt; &#91; x &#93; a &#124; b &quot; q &quot; &amp; amp ;"
     assert moses.tokenise(line, "en") == tokens
-    assert " ".join(map(moses.unescape, tokens.split(" "))) == "AT & T 's < b > [ x ] a | b \" q \" & amp ;"
+    assert " ".join(map(moses.unescape, tokens.split(" "))) == 'AT & T \'s < b > [ x ] a | b " q " & amp ;'
 
 
 def test_the_script_of_a_language_is_passed_over() -> None:

@@ -243,6 +243,95 @@ def test_other_formats_separate_subwords_and_two_test_sets(work: Path, prepared:
     assert read(corpus / "bin/dict.de.txt") != read(corpus / "bin/dict.en.txt")
 
 
+PAPER = """\
+description: as in papers
+source: de
+target: en
+reader: files
+preparation: paper
+files: {train: text/train, valid: text/dev, test: text/test}
+subwords: {operations: 70}
+clean: {max_length: 59}
+"""
+
+
+def test_paper(work: Path) -> None:
+    """Text stays as it was read; its tokens are cleaned, lower-cased and cut into joint pieces."""
+    from fairseq.data import Dictionary
+    from fairseq.data.data_utils import load_indexed_dataset
+
+    from recipes import bpe, moses
+
+    text = work / "text"
+    for language, last in (("de", "Ärger  mit »ihr« & dir.\n"), ("en", "Trouble  with 'her' & you.\n")):
+        (text / f"test.{language}").write_text((text / f"test.{language}").read_text() + last, encoding="utf-8")
+    (work / "paper.yaml").write_text(PAPER)
+    done = prepare(work, "paper.yaml")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert "warning: valid: 1 of 20 source sentences" in done.stderr
+    corpus = work / "data" / "paper"
+    description = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+    # Two empty pairs, one of 60 tokens a side, one of 2 and 8 tokens; duplicates and equal sides stay.
+    dropped = {"empty": 2, "too long": 1, "length ratio": 1}
+    assert description["splits"]["train"] == {"read": 207, "kept": 203, "dropped": dropped}
+    assert description["subwords"] == {
+        "kind": "subword-nmt",
+        "operations": 70,
+        "joint": True,
+        "lowercase": True,
+        "vocabulary_threshold": None,
+        "models": {"de": "bpe.codes", "en": "bpe.codes"},
+        "vocabularies": {},
+    }
+    assert set(description["versions"]) == {"regex", "sacremoses", "subword-nmt", "ve-fairseq"}
+    assert read(corpus / "tokens/test.de")[-1] == "ärger mit » ihr « &amp; dir ."
+    assert read(corpus / "tokens/test.en")[-1] == "trouble with &apos; her &apos; &amp; you ."
+    trained = [line for language in ("de", "en") for line in read(corpus / f"tokens/train.{language}")]
+    codes = (corpus / "bpe.codes").read_text(encoding="utf-8")
+    assert codes == bpe.learn(trained, 70)
+    merges = bpe.Merges(codes)
+    assert read(corpus / "bin/dict.de.txt") == read(corpus / "bin/dict.en.txt")
+    for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        for language in ("de", "en"):
+            plain = read(corpus / f"text/{split}.{language}")
+            assert split == "train" or plain == read(text / f"{name}.{language}")
+            tokens, pieces = (read(corpus / f"{folder}/{split}.{language}") for folder in ("tokens", "pieces"))
+            assert tokens == [moses.lowercase(moses.tokenise(line, language)) for line in plain]
+            assert pieces == [*map(merges, tokens)]
+            dictionary = Dictionary.load(str(corpus / f"bin/dict.{language}.txt"))
+            binary = load_indexed_dataset(str(corpus / f"bin/{split}.de-en.{language}"), dictionary)
+            assert [dictionary.string(line) for line in binary] == pieces or split != "train"
+    assert prepare(work, "paper.yaml").stdout == f"{corpus.absolute()} is up to date\n"
+    again = prepare(work, "paper.yaml", "--name", "again")
+    assert again.returncode == 0
+    (corpus.with_name("again") / "corpus.json").write_bytes((corpus / "corpus.json").read_bytes())  # another name
+    assert tree(corpus.with_name("again")) == tree(corpus)
+
+
+def test_paper_with_sub_words_of_each_language_and_a_threshold(work: Path) -> None:
+    """Case is kept, pairs seen before are dropped, and rare pieces are cut further."""
+    more = "joint: false, lowercase: false, vocabulary_threshold: 15}"
+    (work / "paper.yaml").write_text(
+        PAPER.replace("70}", f"70, {more}").replace("max_length: 59", "max_length: 59, duplicates: drop")
+    )
+    done = prepare(work, "paper.yaml", "--operations", "60")
+    assert done.returncode == 0, done.stderr
+    corpus = work / "data" / "paper"
+    description = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+    assert description["splits"]["train"]["kept"] == 201
+    assert description["subwords"]["operations"] == 60
+    assert description["subwords"]["models"] == {"de": "bpe.de.codes", "en": "bpe.en.codes"}
+    assert description["subwords"]["vocabularies"] == {"de": "bpe.de.vocab", "en": "bpe.en.vocab"}
+    for language in ("de", "en"):
+        counts = dict(line.split(" ") for line in read(corpus / f"bpe.{language}.vocab"))
+        rare = {piece for piece, count in counts.items() if int(count) < 15 and len(piece.removesuffix("@@")) > 1}
+        pieces = {piece for line in read(corpus / f"pieces/train.{language}") for piece in line.split(" ")}
+        assert rare
+        assert not rare & pieces
+        assert any(piece[0].isupper() for piece in pieces)
+    assert read(corpus / "bin/dict.de.txt") != read(corpus / "bin/dict.en.txt")
+
+
 def test_quickstart_leaks_nothing(tmp_path: Path) -> None:
     """The generated corpus goes all the way; a leak in it would be an error and not a warning."""
     (tmp_path / "small.yaml").write_text(
@@ -390,6 +479,15 @@ def swap(work: Path) -> None:
 def link(work: Path) -> None:
     (work / "text/train.en").unlink()
     (work / "text/train.en").symlink_to("train.de")
+
+
+def blank_first(content: bytes) -> bytes:
+    return b" \t\n" + content.split(b"\n", 1)[1]
+
+
+def one_letter(work: Path) -> None:
+    for language, line in (("de", "a b c\n"), ("en", "d e f\n")):
+        (work / f"text/train.{language}").write_text(line)
 
 
 def foreign(work: Path) -> None:
@@ -587,6 +685,59 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         nothing,
         [*TEXT, "--subword-model", "wp"],
         ["--subword-model must be one of bpe, unigr"],
+    ),
+    "preparation": (
+        yaml(CORPUS + "preparation: moses\n"),
+        ["mine.yaml"],
+        ["mine.yaml: 'preparation' must be one of sentencepiece, paper, but is moses"],
+    ),
+    "paper: key of the other": (
+        yaml(CORPUS + "preparation: paper\n"),
+        ["mine.yaml"],
+        ["mine.yaml: unknown key 'subwords.vocab_size'", "valid keys: lowercase, operations, joint"],
+    ),
+    "paper: option of the other": (
+        yaml(PAPER),
+        ["mine.yaml", "--vocab-size", "100"],
+        [
+            "--vocab-size: the preparation 'paper' has no 'subwords.vocab_size' but lowercase, op",
+            "leave the option out",
+        ],
+    ),
+    "paper: option without it": (
+        nothing,
+        [*TEXT, "--operations", "100"],
+        ["--operations: the preparation 'sentencepiece' has no 'subwords.operations' but vocab_size", "leave"],
+    ),
+    "paper: no merges": (
+        yaml(PAPER),
+        ["mine.yaml", "--operations", "0"],
+        ["--operations must be a whole number from 1 to"],
+    ),
+    "paper: threshold": (
+        yaml(PAPER.replace("70", "70, vocabulary_threshold: 0")),
+        ["mine.yaml"],
+        ["mine.yaml: 'subwords.vocabulary_threshold' must be a whole number or null of at least 1, but is 0"],
+    ),
+    "paper: dictionary": (
+        yaml(PAPER.replace("70", "70, dictionary: shared")),
+        ["mine.yaml"],
+        ["mine.yaml: 'subwords.dictionary' must be one of joined, separate, but is shared"],
+    ),
+    "paper: empty line": (
+        lambda w: (yaml(PAPER)(w), mapped("text/dev.en", blank_first)(w)),
+        ["mine.yaml"],
+        ["text/dev.en, line 1: is empty", "mend this line"],
+    ),
+    "paper: all dropped": (
+        yaml(PAPER),
+        ["mine.yaml", "--max-length", "1"],
+        ["text/train.de: cleaning leaves no training pair (empty 2, too long 205)", "mend it or the limits"],
+    ),
+    "paper: words of one letter": (
+        lambda w: (yaml(PAPER)(w), one_letter(w)),
+        ["mine.yaml"],
+        ["subwords.operations 70: no word of the training text has two letters"],
     ),
     "ratio below one": (
         nothing,
