@@ -11,6 +11,7 @@ the Perl without the later rule that splits the full stop off an abbreviation at
 """
 
 from functools import cache
+from typing import Any
 
 import regex
 from sacremoses import MosesDetokenizer, MosesTokenizer
@@ -32,7 +33,9 @@ _BETWEEN_OTHERS = regex.compile(rf"([^{_ALPHA}])'([^{_ALPHA}])"), r"\1 ' \2"
 _BEFORE_A_LETTER = regex.compile(rf"([^{_ALPHA}])'([{_ALPHA}])"), r"\1 ' \2"
 _AFTER_A_LETTER = regex.compile(rf"([{_ALPHA}])'([^{_ALPHA}])"), r"\1 ' \2"
 _ELISION = regex.compile(rf"([{_ALPHA}])'([{_ALPHA}])"), r"\1' \2"
-_APOSTROPHES = dict.fromkeys(("fr", "it", "ga", "ca"), (_BETWEEN_OTHERS, _BEFORE_A_LETTER, _AFTER_A_LETTER, _ELISION))
+_APOSTROPHES: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("fr", "it", "ga", "ca"), (_BETWEEN_OTHERS, _BEFORE_A_LETTER, _AFTER_A_LETTER, _ELISION)
+)
 _APOSTROPHES |= dict.fromkeys(("so", "tdt"), (_BETWEEN_OTHERS, _BEFORE_A_LETTER, _AFTER_A_LETTER))
 
 _STARTS_LOWER = regex.compile(r"\p{Lowercase}")

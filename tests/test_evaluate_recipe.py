@@ -350,7 +350,7 @@ def test_translations_are_those_of_fairseqs_generator(translator: decoding.Trans
     )
     total = 0
     for sentence, translation in zip(sentences, found, strict=False):
-        line = " ".join(translator.source_pieces.encode(sentence, out_type=str))
+        line = " ".join(translator.source.pieces(sentence))
         tokens = task.source_dictionary.encode_line(line, add_if_not_exist=False, append_eos=True).long()
         dataset = task.build_dataset_for_inference([tokens], [tokens.numel()])
         hypothesis = task.inference_step(generator, [translator.model], dataset.collater([dataset[0]]))[0][0]
