@@ -450,7 +450,7 @@ def aligner(translator: decoding.Translator) -> Iterator[Aligner]:
 
 def test_alignments_are_asked_for_and_merged(aligner: Aligner, translator: decoding.Translator) -> None:
     sentence = "bake lomi nura"
-    pieces = translator.source_pieces.encode(sentence, out_type=str)
+    pieces = translator.source.pieces(sentence)
     eos = torch.tensor([translator.task.target_dictionary.eos()])
     tokens = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
     translation = decoding.Translation(sentence, pieces, tokens, 0.0)
