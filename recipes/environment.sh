@@ -7,7 +7,8 @@ python="$root/.venv/bin/python"
 # Modules are looked for in the checkout, and not in the folder that this is called from.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 needed='import importlib.util as u, sys
-sys.exit(sys.version_info < (3, 11) or not all(map(u.find_spec, ("yaml", "sentencepiece", "sacremoses", "subword_nmt", "fairseq"))))'
+packages = "yaml", "sentencepiece", "sacremoses", "subword_nmt", "fairseq"
+sys.exit(sys.version_info < (3, 11) or not all(map(u.find_spec, packages)))'
 if ! "$python" -c "$needed" 2>/dev/null; then
     echo "error: $python lacks what this needs (Python 3.11 and the packages); make quickstart installs it into .venv," \
         "or set PYTHON to the Python of an environment that has it" >&2

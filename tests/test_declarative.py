@@ -45,6 +45,24 @@ def test_corpus_defaults(tmp_path: Path) -> None:
     assert corpus["clean"]["duplicates"] == "drop"
 
 
+def test_a_corpus_like_one_of_another_preparation() -> None:
+    """It has the other's text, and of its settings of sub-words and cleaning none, which have other keys."""
+    _, plain = load_corpus("iwslt14.de-en")
+    _, paper = load_corpus("iwslt14.de-en.paper")
+    changed = {key for key in plain if plain[key] != paper[key]}
+    assert changed == {"description", "preparation", "subwords", "clean"}
+    assert paper["subwords"] == {
+        "lowercase": True,
+        "operations": 10_000,
+        "joint": True,
+        "dictionary": "joined",
+        "vocabulary_threshold": None,
+    }
+    assert (paper["clean"]["max_length"], paper["clean"]["max_ratio"]) == (175, 1.5)
+    _, reverse = load_corpus("iwslt14.en-de.paper")
+    assert (reverse["source"], reverse["subwords"]) == ("en", paper["subwords"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
