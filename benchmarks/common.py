@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from recipes.forecast import peak_bytes
 
 
 @dataclass
@@ -47,18 +48,8 @@ def ratio(slow: Timing, fast: Timing) -> float:
 
 
 def peak_tensor_mb(function: Callable[[], object]) -> float:
-    """The most memory in MB that tensors made during the call take at one time, by PyTorch's CPU allocator.
-
-    What is allocated before the call does not count, nor what the C library keeps beyond what is in use.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    current = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            peak = max(peak, current)
-    return peak / 2**20
+    """`recipes.forecast.peak_bytes` in MB."""
+    return peak_bytes(function) / 2**20
 
 
 def machine() -> str:

@@ -1,6 +1,7 @@
 """``depth_adaptive_transformer``: fairseq's Transformer whose decoder may stop after any block."""
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         Raises:
             UserError: an option out of range, or options that exclude each other.
         """
+        if not isinstance(args, Namespace):
+            args = Namespace(**args)  # the host hands on to the decoder what it does not know of a namespace only
         depth_adaptive_architecture(args)
         options = options_of(args)
         kept = getattr(args, "decoder_layers_to_keep", None)

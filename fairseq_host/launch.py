@@ -50,18 +50,22 @@ def prepare(cfg: Any) -> None:
 
     Raises UserError where what was asked for cannot be had.
     """
-    on_gpu = torch.cuda.is_available() and not cfg.common.cpu
-    _prepare_precision(cfg, on_gpu)
-    _prepare_processes(cfg, on_gpu)
+    prepare_precision(cfg)
+    _prepare_processes(cfg, _on_gpu(cfg))
 
 
-def _prepare_precision(cfg: Any, on_gpu: bool) -> None:
+def _on_gpu(cfg: Any) -> bool:
+    return torch.cuda.is_available() and not cfg.common.cpu
+
+
+def prepare_precision(cfg: Any) -> None:
+    """The part of `prepare` that holds for any number of processes: half precision. Raises UserError likewise."""
     if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
         # fairseq takes bf16 to mean a TPU. Each section has its own copy of the flag.
         for section in [cfg, *(cfg[name] for name in cfg)]:
             if getattr(section, "tpu", False):
                 section.tpu = False
-    if on_gpu:
+    if _on_gpu(cfg):
         return
     if cfg.common.amp:
         raise UserError("--amp has no effect on the CPU; use --bf16 there, or leave it out")

@@ -19,7 +19,7 @@ from fairseq_host import allocator, errors, logs
 
 def main() -> None:
     """Parse the command line and train, as fairseq_cli.train.cli_main does."""
-    _end_with_torchrun()
+    end_with_torchrun()
     allocator.keep_freed_memory()
     logs.quiet()
     from fairseq_cli import train  # noqa: F401  (the first import of fairseq: it sets up the logging)
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = options.parse_args_and_arch(parser, modify_parser=_set_defaults)
     cfg = convert_namespace_to_omegaconf(arguments)
     distributed_utils.call_main(cfg, run)
-    _leave_process_group()
+    leave_process_group()
 
 
 def run(cfg: Any) -> None:
@@ -47,7 +47,7 @@ def run(cfg: Any) -> None:
     train.main(cfg)
 
 
-def _end_with_torchrun() -> None:
+def end_with_torchrun() -> None:
     """Started by torchrun, end when it ends, be it by SIGKILL (Linux); it gives each process a session of its own."""
     set_parent_death_signal = 1
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
@@ -64,7 +64,7 @@ def _set_defaults(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(update_epoch_batch_itr=True)
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
     import torch
 
     if torch.distributed.is_initialized():

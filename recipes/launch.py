@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -16,15 +17,34 @@ from recipes.runs import ROOT
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def command_line(arguments: Sequence[str], processes: int) -> list[str]:
-    """The command that trains: `python -m fairseq_host.train`, under torchrun for several processes.
+@dataclass(frozen=True)
+class Machines:
+    """How many machines train together, which of them this is (from 0), and HOST:PORT of the first one."""
 
-    `python -m torch.distributed.run` is torchrun for this very Python.
+    nodes: int = 1
+    rank: int = 0
+    master: str = ""
+
+
+ALONE = Machines()
+
+
+def command_line(module: str, arguments: Sequence[str], *, processes: int, machines: Machines = ALONE) -> list[str]:
+    """`python -m MODULE ARGUMENTS`, under torchrun where there is more than one process.
+
+    `processes` are those on this machine. `python -m torch.distributed.run` is torchrun for this very Python.
     """
-    if processes == 1:
-        return [sys.executable, "-m", "fairseq_host.train", *arguments]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *torchrun, "-m", "fairseq_host.train", *arguments]
+    program = ["-m", module, *arguments]
+    if processes * machines.nodes == 1:
+        return [sys.executable, *program]
+    torchrun = ["-m", "torch.distributed.run"]
+    if machines.nodes == 1:
+        torchrun += ["--standalone"]
+    else:
+        host, _, port = machines.master.rpartition(":")
+        torchrun += ["--nnodes", str(machines.nodes), "--node-rank", str(machines.rank)]
+        torchrun += ["--master-addr", host, "--master-port", port]
+    return [sys.executable, *torchrun, "--nproc-per-node", str(processes), *program]
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_host.errors import UserError
-from recipes import declarative, launch, options, runs
+from recipes import configuration, declarative, launch, options, runs
 from recipes.options import Options
 from recipes.runs import Corpus, Run
 
@@ -30,7 +30,10 @@ SCHEDULES_OVER_MAX_UPDATE = ("cosine", "polynomial_decay", "tri_stage", "step")
 
 @dataclass(frozen=True)
 class Plan:
-    """One training. `options` are fairseq-train's, without those that the recipe sets, and `minutes`."""
+    """One training. `options` are fairseq-train's, without those that the recipe sets, and `minutes`.
+
+    `processes` are those of one machine; `hydra`: train from a file for Hydra, which says the same.
+    """
 
     model: declarative.ModelFile
     corpus: Corpus
@@ -39,6 +42,13 @@ class Plan:
     device: str
     processes: int
     seed: int
+    machines: launch.Machines = launch.ALONE
+    hydra: bool = False
+
+    @property
+    def all_processes(self) -> int:
+        """Processes of all machines together."""
+        return self.processes * self.machines.nodes
 
     @property
     def limits(self) -> Options:
@@ -67,7 +77,7 @@ class Plan:
             # Without it, a resumed epoch would take its batches in another order than the interrupted one.
             "update-epoch-batch-itr": "True",
             # Else fairseq takes every GPU it sees.
-            "distributed-world-size": 1 if self.processes == 1 else None,
+            "distributed-world-size": 1 if self.all_processes == 1 else None,
             # fairseq's clock counts the training before an interruption too.
             "stop-time-hours": None if minutes is None else f"{float(minutes) / 60:.9g}",
         }
@@ -79,8 +89,17 @@ class Plan:
         return [str(data), *options.to_arguments(ours), *options.to_arguments(theirs)]
 
     def command(self) -> list[str]:
-        """The command line that trains."""
-        return launch.command_line(self.arguments(), self.processes)
+        """The command line that trains, on this machine."""
+        module, arguments = "fairseq_host.train", self.arguments()
+        if self.hydra:
+            module, arguments = "fairseq_host.hydra_train", ["--config-dir", str(self.run.folder.absolute())]
+            arguments += ["--config-name", self.run.configuration_path.stem]
+        return launch.command_line(module, arguments, processes=self.processes, machines=self.machines)
+
+    def configuration(self) -> str:
+        """The text of Hydra's file for this training."""
+        head = f"{self.model.name} on {self.corpus.name}, seed {self.seed}: written by recipes/train.sh --hydra"
+        return configuration.as_yaml(configuration.for_hydra(self.arguments()), head)
 
     def identity(self) -> Options:
         """All that the result depends on, as text: what must stay the same for a run to be resumed."""
@@ -92,16 +111,17 @@ class Plan:
             **dict(sorted(kept.items())),
             "user_dir": self.model.user_dir,
             "--seed": self.seed,
-            "processes": self.processes,
+            "processes": self.all_processes,
             "corpus fingerprint": self.corpus.fingerprint,
         }
 
     def place(self, threads: int) -> str:
-        """`on the CPU with 2 threads`, `on 4 GPUs`, `on the CPU in 2 processes of 1 thread`."""
+        """`on the CPU with 2 threads`, `on 4 GPUs of each of 2 machines`."""
         count = f"{threads} thread{'s' * (threads != 1)}"
+        others = f" of each of {self.machines.nodes} machines" if self.machines.nodes > 1 else ""
         if self.device == "gpu":
-            return "on one GPU" if self.processes == 1 else f"on {self.processes} GPUs"
-        return f"on the CPU {'with' if self.processes == 1 else f'in {self.processes} processes of'} {count}"
+            return f"on {'one GPU' if self.processes == 1 else f'{self.processes} GPUs'}{others}"
+        return f"on the CPU{others} {'with' if self.processes == 1 else f'in {self.processes} processes of'} {count}"
 
 
 def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence[str], *, device: str) -> Options:
@@ -194,38 +214,6 @@ def threads_for(processes: int) -> int:
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     return max(1, runs.cores() // processes)
-
-
-def count_parameters(arguments: Sequence[str]) -> int:
-    """Build the model that `arguments` of fairseq-train describe, here, and count its parameters."""
-    import contextlib
-    import io
-
-    import fairseq_host
-
-    complaint = io.StringIO()
-    with runs.quiet():
-        fairseq_host.install()
-        from fairseq import options as fairseq_options
-        from fairseq import tasks
-        from fairseq.dataclass.initialize import add_defaults
-        from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-
-        try:
-            with contextlib.redirect_stderr(complaint):
-                parser = fairseq_options.get_training_parser()
-                parsed = fairseq_options.parse_args_and_arch(parser, list(arguments))
-            configuration = convert_namespace_to_omegaconf(parsed)
-            add_defaults(configuration)
-            model = tasks.setup_task(configuration.task).build_model(configuration.model)
-        except UserError:
-            raise
-        except SystemExit:  # argparse's way
-            raise UserError(launch.cause(complaint.getvalue().splitlines())) from None
-        except Exception as error:  # fairseq and plugins raise anything; all of it is about these options
-            why = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise UserError(f"the model cannot be built: {why}") from None
-    return sum(p.numel() for p in model.parameters())
 
 
 def shown(command: Sequence[str]) -> str:

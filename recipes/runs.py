@@ -3,7 +3,9 @@
 RUNS/CORPUS/MODEL/
     checkpoints/      fairseq's checkpoints
     run.json          command, versions, commit, seed, corpus fingerprint, where the training stands
+    training.yaml     the training for Hydra, where it was begun with --hydra
     progress.jsonl    one JSON object a log interval, an epoch and a validation
+    train-1.log       what another machine printed that trains along (--nodes)
     train.log         the same for people, and all else that the training printed
     evaluation/       written by recipes/evaluate.sh
     calibration-*.json  written by recipes/calibrate.sh
@@ -289,6 +291,10 @@ class Run:
         return self.folder / "run.json"
 
     @property
+    def configuration_path(self) -> Path:
+        return self.folder / "training.yaml"
+
+    @property
     def progress_path(self) -> Path:
         return self.folder / "progress.jsonl"
 
@@ -337,7 +343,8 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for evaluation in (*self.folder.glob("evaluation*"), *self.folder.glob(".evaluation*")):  # the latter: killed
             shutil.rmtree(evaluation, ignore_errors=True)
-        for path in (*self.folder.glob("calibration-*.json"), self.progress_path, self.log_path, self.record_path):
+        ours = (self.configuration_path, self.progress_path, self.log_path, self.record_path)
+        for path in (*self.folder.glob("calibration-*.json"), *ours):
             path.unlink(missing_ok=True)
 
     def create(self) -> None:
@@ -352,13 +359,13 @@ class Run:
             raise UserError(f"{self.folder}: not writable; choose another folder with --runs")
 
     @contextmanager
-    def lock(self) -> Iterator[IO[str]]:
-        """Hold the run folder, which must exist, against other trainings.
+    def lock(self, machine: int = 0) -> Iterator[IO[str]]:
+        """Hold the run folder, which must exist, against other trainings on this one of several machines.
 
         Yields the locked file. A process that has it as its standard input keeps the lock alive, so that
         trainings left behind by a killed launcher still exclude a second one.
         """
-        path = self.folder / ".lock"
+        path = self.folder / (f".lock-{machine}" if machine else ".lock")
         try:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the `with` below
         except OSError as error:

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
-from recipes import declarative, launch, options, runs
-from recipes.plan import Plan, check_limits, count_parameters, differences, merged_options, place, shown, threads_for
+from recipes import configuration, declarative, forecast, launch, options, runs
+from recipes.plan import Plan, check_limits, differences, merged_options, place, shown, threads_for
 from recipes.progress import Progress, parse, parse_parameters
 from recipes.runs import Run
 
@@ -36,10 +36,15 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", metavar="M", type=float, help="stop after M minutes of training, resumptions included")
     add("--processes", metavar="N", type=int, help="train with N processes on the CPU")
     add("--gpus", metavar="N", type=int, help="train with N processes, one GPU each")
+    add("--nodes", metavar="N", type=int, default=1, help="train on N machines that share RUNS (default: 1)")
+    add("--node-rank", metavar="R", type=int, default=0, help="which of them this is, from 0 (default: 0)")
+    add("--master", metavar="HOST:PORT", help="where the first machine is reached, with --nodes")
+    add("--hydra", action="store_true", help="train from a file for Hydra, which is written into the run's folder")
     add("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     add("--seed", metavar="N", type=int, default=1, help="of initial values, batches, dropout (default: 1)")
     add("--force", action="store_true", help="delete this run's earlier training and start anew")
-    add("--dry-run", action="store_true", help="print the command and the size; train nothing")
+    add("--dry-run", action="store_true", help="print the command, parameters, expected memory and time; train nothing")
+    add("--measure", metavar="N", type=int, help="train N updates, keep nothing, and tell memory and time of the rest")
     return found
 
 
@@ -51,6 +56,8 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not 1 <= value <= 1024:
             raise UserError(f"--{name} must be from 1 to 1024, but is {value}")
+    if arguments.measure is not None and not 5 <= arguments.measure <= 10**6:
+        raise UserError(f"--measure must be from 5 to 1000000 updates, but is {arguments.measure}")
     if not 0 <= arguments.seed < 2**31:
         raise UserError(f"--seed must be from 0 to 2147483647, but is {arguments.seed}")
     inherited = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
@@ -59,6 +66,25 @@ def check(arguments: argparse.Namespace) -> None:
             f"{inherited[0]} is set in the environment: recipes/train.sh starts its processes itself; "
             "call it once, without torchrun or srun, with --processes N or --gpus N"
         )
+
+
+def machines(arguments: argparse.Namespace) -> launch.Machines:
+    """The machines that --nodes, --node-rank and --master speak of; a UserError if they do not go together."""
+    nodes, rank, master = arguments.nodes, arguments.node_rank, arguments.master or ""
+    if not 1 <= nodes <= 1024:
+        raise UserError(f"--nodes must be from 1 to 1024, but is {nodes}")
+    if nodes == 1 and (rank or master):
+        raise UserError("--node-rank and --master go with --nodes N; give that too, or leave them out")
+    if not 0 <= rank < nodes:
+        raise UserError(f"--node-rank must be from 0 to {nodes - 1} with --nodes {nodes}, but is {rank}")
+    if nodes > 1 and not re.fullmatch(r"[^\s:]+:[1-9]\d{0,4}", master):
+        raise UserError(
+            f"--nodes {nodes} needs --master HOST:PORT, the first machine's name and a free port there, "
+            f"but it is {master!r}; give the same on each machine"
+        )
+    if nodes > 1 and arguments.measure:
+        raise UserError("--measure works on one machine; leave --nodes out")
+    return launch.Machines(nodes, rank, master)
 
 
 def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
@@ -74,7 +100,11 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     if options.is_language_model(merged) and not (corpus.alone / "dict.txt").is_file():
         raise UserError(f"{corpus.alone}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
     run = Run(arguments.runs / corpus.name / model.name)
-    plan = Plan(model, corpus, run, merged, device, processes, arguments.seed)
+    plan = Plan(
+        *(model, corpus, run, merged, device, processes, arguments.seed),
+        machines=machines(arguments),
+        hydra=arguments.hydra,
+    )
     check_limits(plan.limits)
     if not plan.limits:
         raise UserError(f"nothing would end this training: give --minutes, or max-epoch or max-update in {model.path}")
@@ -84,17 +114,21 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
 def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[str]) -> int:
     plan = make_plan(arguments, extra)
     command = plan.command()
-    if arguments.dry_run:
-        print(shown(command))
-        print(f"parameters: {count_parameters(plan.arguments()):,}")
+    if arguments.dry_run or arguments.measure:
+        print(shown(command), flush=True)
+        if plan.hydra:
+            print(plan.configuration(), end="")
+        print(forecast.table(forecast.expect(plan), forecast.measure(plan, arguments.measure)), flush=True)
         return 0
     next_step = f"Score it with: {runs.call('recipes/evaluate.sh', arguments)}"
     run = plan.run
     run.create()
+    if plan.machines.rank > 0:
+        return join(plan, command)
     with run.lock() as lock:
         if arguments.force:
             if run.has_checkpoint():
-                count_parameters(plan.arguments())  # what is wrong with the options is told before anything is lost
+                configuration.build(plan.arguments())  # what is wrong with the options is told before anything is lost
             run.clear()
         record = run.record() if run.has_checkpoint() else None
         if run.has_checkpoint():
@@ -119,6 +153,31 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
         return status
 
 
+def join(plan: Plan, command: Sequence[str]) -> int:
+    """Train on a machine that is not the first: that one checks, keeps the run's records and reports."""
+    run, rank = plan.run, plan.machines.rank
+    threads = threads_for(plan.processes)
+    print(f"Machine {rank} of {plan.machines.nodes}, from 0, {plan.place(threads)}: the first reports", flush=True)
+    recent: list[str] = []
+    if plan.hydra:
+        runs.write_atomically(run.configuration_path, plan.configuration())  # the first machine's, to the letter
+    with run.lock(rank) as lock, open(run.folder / f"train-{rank}.log", "a", encoding="utf-8") as log:
+
+        def on_line(line: str) -> None:
+            recent.append(line)
+            del recent[:-200]
+            log.write(line + "\n")
+            log.flush()
+
+        log.write(f"# {shown(command)}\n")
+        status = launch.run(command, threads=threads, lock=lock, on_line=on_line)
+    if status != 0:
+        why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
+        raise UserError(f"training stopped: {why} (log: {run.folder}/train-{rank}.log)")
+    print("Finished.")
+    return 0
+
+
 def execute(
     plan: Plan,
     command: Sequence[str],
@@ -141,13 +200,15 @@ def execute(
         "seed": plan.seed,
         "corpus_fingerprint": plan.corpus.fingerprint,
         "device": plan.device,
-        "processes": plan.processes,
+        "processes": plan.all_processes,
         # A resumed training computes with as many threads as before: the order of sums depends on it.
         "threads": (earlier or {}).get("threads") or threads_for(plan.processes),
         "limits": plan.limits,
         "identity": plan.identity(),
     }
     run.update(record)
+    if plan.hydra:
+        runs.write_atomically(run.configuration_path, plan.configuration())
     progress = Progress(run, plan.limits)
     print(
         f"{'Training' if earlier is None else 'Resuming'} {plan.model.name} on {plan.corpus.name} ({plan.languages}):"

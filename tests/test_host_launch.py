@@ -226,7 +226,7 @@ def test_amp_on_the_cpu_is_refused(torchrun):
 @pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "OTHER"])
 def test_processes_end_with_their_torchrun(launcher):
     """torchrun gives each a session of its own: what ends torchrun at once, as SIGKILL does, does not reach them."""
-    worker = "import time; from fairseq_host import train; train._end_with_torchrun(); print('up'); time.sleep(100)"
+    worker = "import time; from fairseq_host import train; train.end_with_torchrun(); print('up'); time.sleep(100)"
     torchrun = (
         "import os, subprocess, sys, time; "
         f"w = subprocess.Popen([sys.executable, '-uc', {worker!r}], start_new_session=True); print(w.pid, flush=True); "

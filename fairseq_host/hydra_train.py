@@ -1,0 +1,38 @@
+"""fairseq-hydra-train's drop-in: `python -m fairseq_host.hydra_train --config-dir DIR --config-name NAME OVERRIDES`.
+
+It differs from that as `fairseq_host.train` differs from fairseq-train, and fairseq's faults are mended before it decides
+on processes, whether there is a plugin or not: it runs under torchrun, on CPUs too.
+"""
+
+import os
+
+import fairseq_host
+from fairseq_host import allocator, errors, logs
+from fairseq_host.errors import UserError
+from fairseq_host.train import end_with_torchrun, leave_process_group, run
+
+
+def main() -> None:
+    """Compose the configuration and train, as fairseq_cli.hydra_train.cli_main does."""
+    end_with_torchrun()
+    allocator.keep_freed_memory()
+    logs.quiet()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and ends the process
+    from fairseq_cli import hydra_train
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    fairseq_host.install()
+    hydra_train.pre_main = run
+    try:
+        hydra_train.cli_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"Hydra cannot use this configuration: {' '.join(str(error).split())}") from error
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    # Under this name, so that the processes that fairseq starts find `run`.
+    from fairseq_host.hydra_train import main as entry
+
+    errors.main(entry)

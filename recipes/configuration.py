@@ -1,0 +1,181 @@
+"""fairseq's configuration of a training: the object that its options make, and the same as a file for Hydra."""
+
+import contextlib
+import dataclasses
+import io
+import os
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+import fairseq_host
+from fairseq_host.errors import UserError
+from recipes import launch, runs
+
+# The groups of fairseq's configuration that a training reads.
+GROUPS = (
+    *("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema"),
+    *("task", "model", "criterion", "optimizer", "lr_scheduler", "bpe", "tokenizer"),
+)
+
+# What a configuration file must name whatever folder it is used from.
+PATHS = (("task", "data"), ("checkpoint", "save_dir"))
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The configuration that `arguments` of fairseq-train make.
+
+    Raises a UserError for what fairseq does not understand.
+    """
+    with _told_in_a_line():
+        return _parse(arguments)
+
+
+def build(arguments: Sequence[str]) -> tuple[Any, Any, Any]:
+    """(configuration, task, model) of the training that `arguments` of fairseq-train describe, built here.
+
+    Raises a UserError for what cannot be built.
+    """
+    with _told_in_a_line():
+        from fairseq import tasks
+        from fairseq.dataclass.initialize import add_defaults
+
+        found = _parse(arguments)
+        add_defaults(found)
+        task = tasks.setup_task(found.task)
+        return found, task, task.build_model(found.model)
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    from fairseq_host.launch import prepare_precision
+
+    parsed = options.parse_args_and_arch(options.get_training_parser(), list(arguments))
+    found = convert_namespace_to_omegaconf(parsed)
+    prepare_precision(found)
+    return found
+
+
+@contextlib.contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """What fairseq says against the options becomes a UserError; its notes are left out."""
+    complaint = io.StringIO()
+    with runs.quiet():
+        fairseq_host.install()
+        try:
+            with contextlib.redirect_stderr(complaint):
+                yield
+        except UserError:
+            raise
+        except SystemExit:  # argparse's way
+            raise UserError(launch.cause(complaint.getvalue().splitlines())) from None
+        except Exception as error:  # fairseq and plugins raise anything; all of it is about these options
+            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            raise UserError(f"the model cannot be built: {why}") from None
+
+
+# --- Hydra --------------------------------------------------------------------------------------------------
+
+
+def for_hydra(arguments: Sequence[str]) -> dict[str, Any]:
+    """Hydra's configuration of the training that `arguments` of fairseq-train describe.
+
+    It holds what was given and what is no default. Raises a UserError for what fairseq does not understand.
+    """
+    found = parse(arguments)
+    given = {token[2:].partition("=")[0].replace("-", "_") for token in arguments if token.startswith("--")}
+    written: dict[str, Any] = {
+        # Else Hydra makes a folder for each run, starts the training in it, and keeps a log of its own.
+        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+        "hydra": {"run": {"dir": "."}, "job": {"chdir": False}, "output_subdir": None},
+    }
+    for group in GROUPS:
+        if block := _block(group, found[group], arguments, given):
+            written[group] = block
+    for group, name in PATHS:
+        written[group][name] = os.path.abspath(written[group][name])
+    written["common"]["reset_logging"] = True  # Hydra's own logging would not be read as fairseq's
+    return written
+
+
+def as_yaml(configuration: Mapping[str, Any], head: str) -> str:
+    """The text of the file, under the line `head` as a comment."""
+    return f"# {head}\n" + yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _block(group: str, found: Any, arguments: Sequence[str], given: set[str]) -> dict[str, Any]:
+    if found is None:
+        return {}
+    if isinstance(found, Namespace):
+        return _legacy_block(found, arguments)
+    default = _defaults(group, found)
+    head = {} if getattr(found, "_name", None) is None else {"_name": found._name}
+    return head | _differences(found, default, given)
+
+
+def _defaults(group: str, found: Any) -> Any:
+    """The dataclass instance that `found` was made from."""
+    from fairseq.dataclass.configs import FairseqConfig
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+    name = getattr(found, "_name", None)
+    if group == "model":
+        kind = MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
+    elif group == "task":
+        kind = TASK_DATACLASS_REGISTRY[name]
+    elif group in REGISTRIES:
+        kind = REGISTRIES[group]["dataclass_registry"][name]
+    else:
+        kind = FairseqConfig.__dataclass_fields__[group].type
+    return kind() if isinstance(kind, type) else kind
+
+
+def _differences(found: Any, default: Any, given: set[str]) -> dict[str, Any]:
+    """Fields that were given or differ from the default, but for those that follow another group's."""
+    told: dict[str, Any] = {}
+    for field in dataclasses.fields(default):
+        before, now = getattr(default, field.name), found.get(field.name)
+        if field.name == "_name" or field.name not in found:
+            continue
+        if dataclasses.is_dataclass(before):
+            if inner := _differences(now, before, given):
+                told[field.name] = inner
+        elif isinstance(before, str) and before.startswith("${"):
+            follows = before[2:-1].rpartition(".")[2] == field.name
+            if not follows and field.name in given:
+                told[field.name] = _plain(now)
+        elif field.name in given or not _same(_plain(now), _plain(before)):
+            told[field.name] = _plain(now)
+    return told
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, be it as a number and its text."""
+    return bool(one == other) or str(one) == str(other)
+
+
+def _legacy_block(found: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """What was given of the options of a model without a dataclass; its architecture knows the rest."""
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    declared = ArgumentParser(argument_default=SUPPRESS, allow_abbrev=False, add_help=False)
+    ARCH_MODEL_REGISTRY[found._name].add_args(declared)
+    given, _ = declared.parse_known_args(list(arguments))
+    return {"_name": found._name} | {name: _plain(value) for name, value in vars(given).items()}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as YAML has it."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)  # a choice

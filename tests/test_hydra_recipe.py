@@ -1,0 +1,135 @@
+"""recipes/train.sh --hydra: the file that it writes gives the same training as the command line, bit by bit."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import command_lines
+import pytest
+import torch
+import yaml
+from recipe_runs import recipe
+from test_train_recipe import assert_same_training
+
+from fairseq_host import checkpoints
+from recipes import configuration, declarative, runs, train
+
+TRANSFORMER = """--encoder-layers 1 --decoder-layers 2 --encoder-embed-dim 16 --decoder-embed-dim 16
+    --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2"""
+MEMORY = "--memory-keys 16 --memory-key-dim 8 --memory-heads 2 --memory-topk 4"
+PERVASIVE = (
+    "--encoder-embed-dim 16 --decoder-embed-dim 16 --convnet-channels 16 --convnet-layers 2 --convnet-kernel-size 3"
+)
+
+# Each plugin's models, small: those with options from a dataclass, and those with a named set of defaults.
+SMALL = {
+    "transformer_iwslt": f"{TRANSFORMER} --max-source-positions 64",
+    "transformer": f"{TRANSFORMER} --bf16",
+    "depth_adaptive_iwslt_halting": f"{TRANSFORMER} --exit-training mixed",
+    "memory_transformer_iwslt": f"{TRANSFORMER} {MEMORY} --memory-decoder-layers 1,2 --memory-share-table",
+    "memory_transformer_lm": f"{MEMORY} --decoder-layers 3 --decoder-attention-heads 2",
+    "pervasive": f"{PERVASIVE} --resnet-ffn-dim 32 --convnet-bottleneck 16",
+    "pervasive_densenet": f"{PERVASIVE} --densenet-growth 4 --aggregator attn",
+}
+FEW = "--max-tokens 300 --update-freq 1 --max-update 3 --log-interval 1"
+
+
+def plan(model: str, data: Path, folder: Path, *extra: str) -> Any:
+    arguments = [*("toy", model, "--data", str(data), "--runs", str(folder), "--cpu")]
+    return train.make_plan(train.parser().parse_args(arguments), extra)
+
+
+def records(output: str) -> list[dict[str, Any]]:
+    """What the log says of each update, but for its times."""
+    timed = ("wall", "wps", "ups", "train_wall", "wpb")
+    found = [json.loads(line) for line in re.findall(r"train_inner \| (\{.*\})", output)]
+    return [{name: value for name, value in record.items() if name not in timed} for record in found]
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_both_forms_give_the_same_bits(model: str, data: Path, tmp_path: Path) -> None:
+    extra = [*SMALL[model].split(), *FEW.split()]
+    if model != "pervasive_densenet":  # its schedule has no warm-up, and needs the validation loss
+        extra += ["--warmup-updates", "2", "--disable-validation"]
+    commands, states = [], []
+    for form in ("words", "file"):
+        asked = plan(model, data, tmp_path / form, *extra)
+        asked.run.create()
+        program, words = "fairseq_host.train", asked.arguments()
+        if form == "file":
+            asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
+            program, words = (
+                "fairseq_host.hydra_train",
+                ["--config-dir", str(asked.run.folder), "--config-name", "training"],
+            )
+        command = command_lines.run(tmp_path / f"{form}.log", program, *words)
+        assert command.status == 0, command.output
+        commands.append(command)
+        states.append(checkpoints.load(asked.run.checkpoints / "checkpoint_last.pt"))
+    assert len(records(commands[0].output)) == 3
+    assert records(commands[0].output) == records(commands[1].output)
+    one, other = (state["model"] for state in states)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    assert {path.name for path in asked.run.folder.iterdir()} == {"checkpoints", "training.yaml"}
+
+
+def test_a_run_may_change_its_form(data: Path, mini: Path, finished: Path, tmp_path: Path) -> None:
+    """Begun by Hydra, resumed by the command line, it is the run that was never interrupted; and it can be scored."""
+    call = ["toy", mini, "--data", data, "--runs", tmp_path]
+    done = recipe("train", *call, "--cpu", "--hydra", "--", "--max-epoch", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = runs.Run(tmp_path / "toy/mini")
+    written = yaml.safe_load(run.configuration_path.read_text(encoding="utf-8"))
+    assert written["optimization"]["max_epoch"] == 2
+    assert "fairseq_host.hydra_train" in done.stdout
+    done = recipe("train", *call, "--cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed from checkpoint" in done.stdout
+    assert_same_training(tmp_path, finished)
+    done = recipe("evaluate", *call, "--cpu", "--pictures", 0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("BLEU = ")
+
+
+def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, tmp_path: Path) -> None:
+    call = ["toy", depth / "depth.yaml", "--data", data, "--runs", tmp_path, "--cpu"]
+    done = recipe("train", *call, "--hydra", "--", "--max-epoch", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = recipe("evaluate", *call, "--pictures", 0, "--override", "exit_policy=fixed", "--override", "exit_layer=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_file_holds_what_was_asked_and_little_else(data: Path, tmp_path: Path) -> None:
+    asked = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
+    found = yaml.safe_load(asked.configuration())
+    train_block = declarative.load_model("pervasive_small").train
+    assert found["model"] == {"_name": "pervasive_small"}
+    assert found["optimization"]["lr"] == [train_block["lr"]]
+    assert "lr" not in found["optimizer"]  # it follows optimization.lr
+    assert found["dataset"]["max_tokens_valid"] == 50
+    assert found["task"]["data"] == str((data / "toy/bin").absolute())
+    assert set(found) <= {*configuration.GROUPS, "hydra", "defaults"}
+
+
+def test_hydra_s_complaints_are_one_line(data: Path, tmp_path: Path) -> None:
+    asked = plan("transformer", data, tmp_path)
+    asked.run.create()
+    asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
+    words = ["--config-dir", asked.run.folder, "--config-name", "training"]
+    for wrong in ("optimization.learning_rate=1", "optimization.max_epoch=many"):
+        command = command_lines.run(tmp_path / "log", "fairseq_host.hydra_train", *words, wrong)
+        assert command.status == 1
+        assert len(command.errors) == 1, command.output
+        assert wrong.split("=")[0].split(".")[1] in command.errors[0]
+        assert "Traceback" not in command.output
+
+
+def test_dry_run_prints_the_file(data: Path, mini: Path, tmp_path: Path) -> None:
+    done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--hydra", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "  _name: label_smoothed_cross_entropy" in done.stdout
+    assert "parameters: " in done.stdout
+    assert not (tmp_path / "runs").exists()
