@@ -1,7 +1,7 @@
 """fairseq-hydra-train's drop-in: `python -m fairseq_host.hydra_train --config-dir DIR --config-name NAME OVERRIDES`.
 
-It differs from that as `fairseq_host.train` differs from fairseq-train, and fairseq's faults are mended before it decides
-on processes, whether there is a plugin or not: it runs under torchrun, on CPUs too.
+It differs from that as `fairseq_host.train` differs from fairseq-train, and fairseq's faults are mended before it
+decides on processes, whether there is a plugin or not: it runs under torchrun, on CPUs too.
 """
 
 import os

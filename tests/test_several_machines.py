@@ -1,0 +1,73 @@
+"""recipes/train.sh --nodes: several machines, played by this one."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from recipe_runs import ROOT, recipe, recipe_environment
+from test_train_recipe import assert_same_training
+
+from fairseq_host.errors import UserError
+from recipes import launch, runs, train
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_machines_train_like_one_with_twice_the_batches(data: Path, mini: Path, tmp_path: Path) -> None:
+    call = ["toy", str(mini), "--data", str(data), "--runs"]
+    nodes = ["--cpu", "--nodes", "2", "--master", f"127.0.0.1:{free_port()}", "--node-rank"]
+    machines = [
+        subprocess.Popen(
+            [str(ROOT / "recipes/train.sh"), *call, str(tmp_path / "two"), *nodes, rank, "--", "--max-epoch", "1"],
+            env=recipe_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "10"
+    ]
+    told = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], told
+    done = recipe("train", *call, tmp_path / "one", "--cpu", "--", "--update-freq", "2", "--max-epoch", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    run = runs.Run(tmp_path / "two/toy/mini")
+    record = run.record()
+    assert record is not None
+    assert record["processes"] == 2
+    assert record["status"] == "finished"
+    assert "the first reports" in told[0]
+    assert "valid" in told[1]
+    assert "process 1 of 2" in (run.folder / "train-1.log").read_text(encoding="utf-8")
+
+
+def test_the_command_of_a_machine() -> None:
+    machines = launch.Machines(nodes=3, rank=2, master="node0:29500")
+    words = launch.command_line("fairseq_host.train", ["data"], processes=4, machines=machines)[1:]
+    assert " ".join(words) == (
+        "-m torch.distributed.run --nnodes 3 --node-rank 2 --master-addr node0 --master-port 29500 "
+        "--nproc-per-node 4 -m fairseq_host.train data"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "--nodes must be from 1"),
+        (["--nodes", "2"], "--nodes 2 needs --master HOST:PORT"),
+        (["--nodes", "2", "--master", "node0"], "--master HOST:PORT"),
+        (["--nodes", "2", "--master", "node0:0"], "--master HOST:PORT"),
+        (["--nodes", "2", "--master", "node0:1", "--node-rank", "2"], "--node-rank must be from 0 to 1"),
+        (["--node-rank", "1"], "go with --nodes"),
+        (["--master", "node0:1"], "go with --nodes"),
+        (["--nodes", "2", "--master", "node0:1", "--measure", "9"], "--measure works on one machine"),
+    ],
+)
+def test_machines_that_do_not_go_together(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.machines(train.parser().parse_args(["toy", "mini", *words]))
