@@ -106,21 +106,41 @@ class Alignment:
 
 
 class Translator:
-    """A loaded model with its task and the sub-words of both languages."""
+    """A loaded model with its task and the sub-words of both languages.
 
-    def __init__(self, *, model: Any, task: Any, source: Subwords, target: Subwords, device: str = "cpu"):
+    With `others`, models of the same dictionaries, an ensemble: each next piece is drawn from the mean of their
+    probabilities (fairseq's EnsembleModel). What one model alone could tell (alignments, slots, exits) is not told.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        task: Any,
+        source: Subwords,
+        target: Subwords,
+        device: str = "cpu",
+        others: Sequence[Any] = (),
+    ):
         self.model = model.eval().to(device)
+        self.others = [other.eval().to(device) for other in others]
         self.task = task
         self.device = device
         self.source = source
         self.target = target
-        positions = model.max_positions()
-        self.max_source = int(min(positions[0] if isinstance(positions, tuple) else positions, task.max_positions()[0]))
+        positions = [each.max_positions() for each in self.models]
+        longest = [found[0] if isinstance(found, tuple) else found for found in positions]
+        self.max_source = int(min(*longest, task.max_positions()[0]))
+
+    @property
+    def models(self) -> list[Any]:
+        """All of the ensemble."""
+        return [self.model, *self.others]
 
     @property
     def parameters(self) -> int:
-        """The number of parameters."""
-        return sum(p.numel() for p in self.model.parameters())
+        """The number of parameters, of an ensemble all models'."""
+        return sum(p.numel() for model in self.models for p in model.parameters())
 
     def encode(self, sentence: str) -> tuple[torch.Tensor, bool]:
         """Its pieces as (S,) indices with the end of sentence; whether it was cut to the model's length."""
@@ -151,13 +171,43 @@ class Translator:
         number for all, and padding is masked by the model.
         """
         statistics = Statistics()
+        empty = Translation(text="", pieces=[], tokens=torch.tensor([self.task.target_dictionary.eos()]), score=0.0)
+        results = [empty] * len(sentences)
+        for index, hypotheses in self._search(sentences, options, statistics, progress):
+            results[index] = self._translation(hypotheses[0])
+            statistics.tokens += len(hypotheses[0]["tokens"])
+        return results, statistics
+
+    def candidates(
+        self, sentences: Sequence[str], options: Mapping[str, Any], *, progress: Any = None
+    ) -> list[list[Mapping[str, Any]]]:
+        """Every hypothesis that beam search finished, of each sentence; `ranked` chooses among them.
+
+        fairseq's length penalty takes no part in how hypotheses are found or when the search ends
+        (SequenceGenerator.finalize_hypos), so that one search serves every penalty. An empty sentence has none.
+        """
+        results: list[list[Mapping[str, Any]]] = [[] for _ in sentences]
+        for index, hypotheses in self._search(sentences, {**options, "lenpen": 0.0}, Statistics(), progress):
+            results[index] = [{"tokens": found["tokens"], "score": found["score"]} for found in hypotheses]
+        return results
+
+    def ranked(self, candidates: Sequence[Sequence[Mapping[str, Any]]], lenpen: float) -> list[str]:
+        """The texts that `translate` finds with this length penalty."""
+        texts = []
+        for found in candidates:
+            best = max(found, key=lambda f: float(f["score"] / len(f["tokens"]) ** lenpen), default=None)
+            texts.append("" if best is None else self._translation(best).text)
+        return texts
+
+    def _search(
+        self, sentences: Sequence[str], options: Mapping[str, Any], statistics: Statistics, progress: Any
+    ) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+        """(index of a sentence, fairseq's hypotheses of it, the best first), for sentences that are not empty."""
         encoded: list[torch.Tensor] = []
         for sentence in sentences:
             indices, cut = self.encode(sentence)
             statistics.truncated += cut
             encoded.append(indices)
-        empty = Translation(text="", pieces=[], tokens=torch.tensor([self.task.target_dictionary.eos()]), score=0.0)
-        results = [empty] * len(sentences)
         todo = [i for i, sentence in enumerate(sentences) if sentence.strip()]
         if progress is not None:
             progress.update(len(sentences) - len(todo))
@@ -166,25 +216,22 @@ class Translator:
         for batch in self.batches(lengths, options["max-tokens"]):
             chosen = [todo[i] for i in batch]
             started = time.perf_counter()
-            found = self.task.inference_step(generator, [self.model], self._sample([encoded[i] for i in chosen]))
+            found = self.task.inference_step(generator, self.models, self._sample([encoded[i] for i in chosen]))
             if self.device != "cpu":
                 torch.cuda.synchronize()
             statistics.seconds += time.perf_counter() - started
-            for index, hypotheses in zip(chosen, found, strict=True):
-                results[index] = self._translation(hypotheses[0])
-                statistics.tokens += len(hypotheses[0]["tokens"])
+            yield from zip(chosen, found, strict=True)
             if progress is not None:
                 progress.update(len(chosen))
-        return results, statistics
 
     def slot_usage(
         self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
     ) -> dict[str, Any]:
         """Which slots of its memories a model reads when it is led through `translations`, by layer.
 
-        Values are `memory_layers.usage.SlotUsage`. A model without memories has none.
+        Values are `memory_layers.usage.SlotUsage`. A model without memories has none, an ensemble neither.
         """
-        if not hasattr(self.model, "recorded_usage"):
+        if self.others or not hasattr(self.model, "recorded_usage"):
             return {}
         with self.model.recorded_usage() as records:
             for _ in self.forced(sentences, translations, max_tokens):
@@ -194,11 +241,11 @@ class Translator:
     def exits(
         self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
     ) -> list[list[int]] | None:
-        """The exit, from 1, of each token of `translations`; None if the model has no exits.
+        """The exit, from 1, of each token of `translations`; None if the model has no exits, and of an ensemble.
 
         Beam search has taken the same.
         """
-        if not hasattr(self.model, "operations"):
+        if self.others or not hasattr(self.model, "operations"):
             return None
         decoder = self.model.decoder
         if decoder.policy is None:
@@ -252,12 +299,12 @@ class Translator:
         names = {name.replace("-", "_"): value for name, value in options.items()}
         # fairseq multiplies max_len_a by the longest source of the batch: here by the longest of all batches.
         names["max_len_b"] = int(names.pop("max_len_a") * longest) + names["max_len_b"]
-        longest_target = min(names["max_len_b"], self.model.max_decoder_positions() - 1)
+        longest_target = min(names["max_len_b"], *(model.max_decoder_positions() - 1 for model in self.models))
         names["min_len"] = min(names["min_len"], longest_target)
         # fairseq fills a dictionary up to a multiple of 8 with words that no text holds: they are never written.
         invented = [word for word in self.task.target_dictionary.symbols if _INVENTED.fullmatch(word)]
         return self.task.build_generator(
-            [self.model], Namespace(**names), extra_gen_cls_kwargs={"tokens_to_suppress": invented}
+            self.models, Namespace(**names), extra_gen_cls_kwargs={"tokens_to_suppress": invented}
         )
 
     def _sample(self, sources: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -283,11 +330,13 @@ class Translator:
         return Translation(self.target.text(pieces), pieces, tokens, float(hypothesis["score"]))
 
     def alignment(self, sentence: str, translation: Translation) -> Alignment | None:
-        """Which source words the model looked at for each target word; None if the model does not say.
+        """Which source words the model looked at for each target word; None if it, or an ensemble, does not say.
 
         The weights are those of the forced decoding of the translation, added up over a source word's pieces
         and averaged over a target word's.
         """
+        if self.others:
+            return None
         source, _ = self.encode(sentence)  # (S,)
         eos = torch.tensor([self.task.target_dictionary.eos()])
         previous = torch.cat([eos, translation.tokens[:-1]])  # (T,)
@@ -357,13 +406,27 @@ def load_translator(
     user_dir: Path | None,
     device: str,
     overrides: Mapping[str, Any] | None = None,
+    others: Sequence[tuple[dict[str, Any], Path, Path | None]] = (),
 ) -> Translator:
-    """The translator for a checkpoint's `state` on a prepared corpus; see `loading.load_model`."""
+    """The translator for a checkpoint's `state` on a prepared corpus; see `loading.load_model`.
+
+    `others` are (state, path, user_dir) of the other models of an ensemble. Raises a UserError if one does not fit.
+    """
     model, task = loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)
+    models = []
+    for other, its_path, its_plugin in others:
+        its_model, its_task = loading.load_model(other, path=its_path, corpus=corpus, user_dir=its_plugin)
+        for name in ("source_dictionary", "target_dictionary"):
+            if getattr(its_task, name, None) != getattr(task, name, None):
+                raise UserError(f"{its_path}: has another {name.replace('_', ' ')} than {path}: no ensemble of these")
+        if its_task.cfg.left_pad_source != task.cfg.left_pad_source:
+            raise UserError(f"{its_path}: pads the source on the other side than {path}: no ensemble of these")
+        models.append(its_model)
     return Translator(
         model=model,
         task=task,
         source=subwords.load(corpus.subwords, corpus.folder, corpus.source),
         target=subwords.load(corpus.subwords, corpus.folder, corpus.target),
         device=device,
+        others=models,
     )

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import yaml
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
-from recipes import declarative, options, runs
+from recipes import declarative, options, runs, tuned
 from recipes.runs import Corpus, Run
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch comes with it, after the call has been checked
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
 WRITTEN = re.compile(
-    r"(hypotheses|references|scores)\.txt|scores\.json|exits\.jsonl|(training|exits|alignment-\d+|slots-\w+)\.png"
+    r"(hypotheses|references|scores)\.txt|scores\.json|(sentences|exits)\.jsonl|(training|exits|alignment-\d+|slots-\w+)\.png"
 )
 
 
@@ -38,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
         "A language model is scored by its perplexity of the target side.",
     )
     model_options(found, split="test")
+    ensemble_option(found)
+    found.add_argument(
+        "--tuned", action="store_true", help="with the beam and the length penalty that recipes/tune.sh has found"
+    )
     found.add_argument("--pictures", type=int, default=4, metavar="N", help="alignment pictures to draw (default: 4)")
     found.add_argument(
         "--output", metavar="DIR", type=Path, help="where to write instead of RUNS/CORPUS/MODEL/evaluation"
@@ -76,6 +80,16 @@ def model_options(found: argparse.ArgumentParser, *, split: str) -> None:
     found.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 
+def ensemble_option(found: argparse.ArgumentParser) -> None:
+    found.add_argument(
+        "--ensemble",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="other models of the same corpus: each next sub-word is drawn from the mean of all their probabilities",
+    )
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Raise a UserError for options out of range or at odds."""
     for name, low, high in (
@@ -91,6 +105,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--lenpen must be from -100 to 100, but is {arguments.lenpen}")
     if arguments.average is not None and arguments.checkpoint not in (None, "average"):
         raise UserError(f"--average and --checkpoint {arguments.checkpoint} exclude each other; give one of them")
+    if getattr(arguments, "tuned", False):
+        for name in ("beam", "lenpen"):
+            if getattr(arguments, name) is not None:
+                raise UserError(f"--tuned and --{name} exclude each other; give one of them")
     if arguments.checkpoint is None:
         arguments.checkpoint = "average" if arguments.average is not None else "best"
 
@@ -168,6 +186,19 @@ def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     return sources, references
 
 
+def read_talks(corpus: Corpus, split: str, count: int) -> list[str] | None:
+    """The talk of each of a split's `count` sentences; None for a corpus without talks."""
+    from recipes.decoding import read_lines
+
+    path = corpus.folder / "text" / f"{split}.docs"
+    if not path.exists():
+        return None
+    talks = read_lines(path)
+    if len(talks) != count:
+        raise UserError(f"{path}: {len(talks):,} lines for {count:,} sentences; {corpus.prepare_again}")
+    return talks
+
+
 def replace_folder(new: Path, final: Path) -> None:
     """Put the complete folder `new` in the place of `final`; an old `final` goes once that is there."""
     if not final.exists():
@@ -217,7 +248,10 @@ class Chosen:
     search: dict[str, Any]  # options of the beam search
     sources: list[str]
     references: list[str]
+    talks: list[str] | None  # of each sentence, where there are talks
     train_call: str  # the remedy
+    others: tuple["Chosen", ...] = ()  # of an ensemble
+    in_ensemble: bool = False  # as one of the others
 
     @property
     def checkpoint(self) -> str:
@@ -226,15 +260,34 @@ class Chosen:
         return names if len(self.paths) == 1 else f"the average of {names}"
 
     def load(self) -> dict[str, Any]:
-        """The checkpoint's state."""
+        """The checkpoint's state; a UserError for a language model in an ensemble."""
         import torch
+
+        from recipes import loading
 
         torch.manual_seed(1)
         print(f"Loading {self.checkpoint} of {self.run.folder}", flush=True)
         status = self.record.get("status")
         if status != "finished":
             print(f"note: this training is not finished ({status}); {self.train_call} goes on with it")
-        return load(self.paths, self.train_call)
+        state = load(self.paths, self.train_call)
+        if (self.others or self.in_ensemble) and loading.is_language_model(state):
+            raise UserError(f"--ensemble: {self.model} is a language model; only translation models can be ensembled")
+        return state
+
+    def load_others(self) -> "tuple[Chosen, list[dict[str, Any]]]":
+        """The same with the other models' states at its place, and what is told of each."""
+        states = [other.load() for other in self.others]
+        parts = [
+            (state, other.place.checkpoint, other.place.user_dir)
+            for other, state in zip(self.others, states, strict=True)
+        ]
+        told = [
+            {"model": other.model, "checkpoint": other.checkpoint, "updates": updates_of(state),
+             "training_command": other.record.get("command"), "training_commit": other.record.get("commit")}
+            for other, state in zip(self.others, states, strict=True)
+        ]  # fmt: skip
+        return replace(self, place=replace(self.place, others=parts)), told
 
     def facts(self, state: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
         """What results of the loaded `state` stand with."""
@@ -243,6 +296,8 @@ class Chosen:
         updates = updates_of(state)
         return {
             "corpus": self.place.corpus.name,
+            "source_language": self.place.corpus.source,
+            "target_language": self.place.corpus.target,
             "model": self.model,
             "split": self.place.split,
             "sentences": len(self.sources),
@@ -264,7 +319,24 @@ class Chosen:
 
 
 def choose(arguments: argparse.Namespace) -> Chosen:
-    """What the options name, if it is all there and sound; else a UserError."""
+    """What the options name, with the other models of an ensemble, if it is all there and sound; else a UserError."""
+    names = getattr(arguments, "ensemble", [])
+    if names and arguments.override:
+        raise UserError("--override and --ensemble exclude each other: the models have different options")
+    chosen = choose_one(arguments)
+    others = tuple(
+        replace(choose_one(argparse.Namespace(**{**vars(arguments), "model": name})), in_ensemble=True)
+        for name in names
+    )
+    models = [chosen.model, *(other.model for other in others)]
+    for model in models:
+        if models.count(model) > 1:
+            raise UserError(f"--ensemble: {model} is given twice; an ensemble is of different models")
+    return replace(chosen, others=others)
+
+
+def choose_one(arguments: argparse.Namespace) -> Chosen:
+    """What the options name, but for an ensemble's other models; else a UserError."""
     model_file = declarative.load_model(arguments.model)
     corpus = runs.open_corpus(arguments.corpus, arguments.data)
     run = Run(arguments.runs / corpus.name / model_file.name)
@@ -289,31 +361,49 @@ def choose(arguments: argparse.Namespace) -> Chosen:
         if getattr(arguments, option) is not None:
             search[option.replace("_", "-")] = getattr(arguments, option)
     sources, references = read_split(corpus, arguments.split)
+    talks = read_talks(corpus, arguments.split, len(sources))
 
     import torch
 
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
     place = measuring.Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device, overrides)
-    return Chosen(model_file.name, run, record, paths, place, search, sources, references, train_call)
+    return Chosen(model_file.name, run, record, paths, place, search, sources, references, talks, train_call)
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     chosen = choose(arguments)
-    name = "-".join(["evaluation", *([] if arguments.split == "test" else [arguments.split]), *arguments.override])
+    name = "-".join(
+        [
+            "evaluation",
+            *([] if arguments.split == "test" else [arguments.split]),
+            *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else []),
+            *arguments.override,
+        ]
+    )
     output: Path = arguments.output or chosen.run.folder / name
-    check_output(output, ours=arguments.output is None)
+    check_output(output, WRITTEN, ours=arguments.output is None)
     recover(output)
+    tuning = tuned.read(chosen, arguments) if arguments.tuned else None
 
     from recipes import loading, measuring
 
     state = chosen.load()
+    chosen, ensemble = chosen.load_others()
+    if tuning is not None:
+        tuned.check_updates(chosen, tuning, [updates_of(state), *(other["updates"] for other in ensemble)], arguments)
+        chosen.search.update(beam=tuning["beam"], lenpen=tuning["lenpen"])
     sources, references, search = chosen.sources, chosen.references, chosen.search
     if loading.is_language_model(state):
         found = measuring.foretell(state, chosen.place, references, search["max-tokens"])
     else:
-        found = measuring.translate(state, chosen.place, sources, references, search, arguments.pictures)
-    scores: dict[str, Any] = {**found.scores, **chosen.facts(state, command)}
+        found = measuring.translate(state, chosen.place, sources, references, chosen.talks, search, arguments.pictures)
+    scores: dict[str, Any] = {
+        **found.scores,
+        **chosen.facts(state, command),
+        **({"ensemble": ensemble} if ensemble else {}),
+        "tuned": None if tuning is None else tuned.told(tuning),
+    }
     table = found.table(scores)
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new.{os.getpid()}."))
@@ -339,7 +429,7 @@ def files_of(corpus: Corpus, split: str) -> list[str]:
     models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_files}
     languages = (corpus.source, corpus.target)
     dictionaries = {f"bin/dict.{language}.txt" for language in languages}
-    texts = {f"text/{split}.{language}" for language in languages}
+    texts = {f"text/{split}.{name}" for name in (*languages, "docs")}
     alone = corpus.alone.relative_to(corpus.folder).as_posix()
     monolingual = {f"{alone}/{name}" for name in ("dict.txt", f"{split}.bin", f"{split}.idx")}
     return sorted(models | dictionaries | texts | monolingual)
@@ -359,15 +449,15 @@ def overridden(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def check_output(output: Path, *, ours: bool) -> None:
-    """Refuse an --output folder that holds something else than an evaluation, or that cannot be written."""
+def check_output(output: Path, written: re.Pattern[str], *, ours: bool) -> None:
+    """Refuse an --output folder that holds other files than those `written`, or that cannot be written."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file is in the way; give another folder with --output")
     if not ours and output.is_dir():
-        others = sorted(path.name for path in output.iterdir() if not WRITTEN.fullmatch(path.name))
+        others = sorted(path.name for path in output.iterdir() if not written.fullmatch(path.name))
         if others:
             raise UserError(
-                f"--output {output}: holds other things than an evaluation ({others[0]}); give a new or empty folder"
+                f"--output {output}: holds other things than belong there ({others[0]}); give a new or empty folder"
             )
     parent = output.parent
     while not parent.exists():

@@ -8,8 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes import decoding, loading, perplexity, pictures, scoring
+from recipes import decoding, loading, perplexity, pictures, scoring, sentences
 from recipes.runs import Corpus
+from recipes.sentences import Sentence
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,19 @@ class Place:
     user_dir: Path | None
     device: str
     overrides: Mapping[str, Any]  # of the model's options
+    others: Sequence[tuple[dict[str, Any], Path, Path | None]] = ()  # of an ensemble, see decoding.load_translator
+
+    def translator(self, state: dict[str, Any]) -> decoding.Translator:
+        """Of the checkpoint's `state` and the others."""
+        return decoding.load_translator(
+            state,
+            path=self.checkpoint,
+            corpus=self.corpus,
+            user_dir=self.user_dir,
+            device=self.device,
+            overrides=self.overrides,
+            others=self.others,
+        )
 
 
 @dataclass(frozen=True)
@@ -40,18 +54,15 @@ def translate(
     place: Place,
     sources: Sequence[str],
     references: Sequence[str],
+    talks: Sequence[str] | None,
     search: Mapping[str, Any],
     count: int,
 ) -> Found:
-    """Translate `sources` and score the translations; draw the alignments of `count` sentences."""
-    translator = decoding.load_translator(
-        state,
-        path=place.checkpoint,
-        corpus=place.corpus,
-        user_dir=place.user_dir,
-        device=place.device,
-        overrides=place.overrides,
-    )
+    """Translate `sources` and score the translations; draw the alignments of `count` sentences.
+
+    `talks` names the talk of each sentence, where there are talks.
+    """
+    translator = place.translator(state)
     print(f"Translating {len(sources):,} sentences of {place.split} with beam {search['beam']}", flush=True)
     with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
         translations, statistics = translator.translate(sources, search, progress=bar)
@@ -61,9 +72,15 @@ def translate(
     usages = translator.slot_usage(sources, translations, search["max-tokens"])
     exits = translator.exits(sources, translations, search["max-tokens"])
     print("Scoring with sacreBLEU", flush=True)
+    scored = scoring.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase)
+    tokens = [
+        translator.target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)
+    ]
+    if None not in tokens:
+        scored["tokenised_bleu"] = scoring.tokenised(*zip(*tokens, strict=True))
+    told = told_sentences(sources, references, talks, translations, tokens, scored)
     scores: dict[str, Any] = {
-        **scoring.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase),
-        **tokenised_bleu(translator.target, translations, references),
+        **scored,
         "seconds": round(statistics.seconds, 3),
         "tokens": statistics.tokens,
         "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
@@ -80,6 +97,7 @@ def translate(
     def write(folder: Path) -> None:
         write_lines(folder / "hypotheses.txt", hypotheses)
         write_lines(folder / "references.txt", references)
+        write_lines(folder / sentences.NAME, sentences.lines(told))
         if exits is not None:
             pairs = zip(translations, exits, strict=True)
             write_lines(
@@ -94,6 +112,37 @@ def translate(
             pictures.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
 
     return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
+
+
+def told_sentences(
+    sources: Sequence[str],
+    references: Sequence[str],
+    talks: Sequence[str] | None,
+    translations: Sequence[decoding.Translation],
+    tokens: Sequence[tuple[str, str] | None],
+    scores: Mapping[str, Any],
+) -> list[Sentence]:
+    """The lines of sentences.jsonl, scored with the settings of `scores`. `tokens` are what BLEU of tokens compares."""
+    signatures = {name: scores[name]["signature"] for name in scoring.METRICS}
+    scored = sentences.sentence_scores([t.text for t in translations], references, signatures)
+    of_talks: Sequence[str | None] = talks if talks is not None else [None] * len(sources)
+    given = zip(sources, references, of_talks, translations, tokens, scored, strict=True)
+    return [
+        Sentence(
+            number=number,
+            source=source,
+            reference=reference,
+            hypothesis=t.text,
+            hypothesis_tokens=pair and pair[0],
+            reference_tokens=pair and pair[1],
+            talk=talk,
+            score=t.score,
+            pieces=t.pieces,
+            bleu=bleu,
+            chrf=chrf,
+        )
+        for number, (source, reference, talk, t, pair, (bleu, chrf)) in enumerate(given, 1)
+    ]
 
 
 def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
@@ -117,15 +166,6 @@ def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def tokenised_bleu(target: Any, translations: Sequence[Any], references: Sequence[str]) -> dict[str, Any]:
-    """The part of scores.json about BLEU of tokens; none where pieces are made from plain text."""
-    pairs = [target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)]
-    if None in pairs:
-        return {}
-    hypotheses, tokens = zip(*pairs, strict=True)
-    return {"tokenised_bleu": scoring.tokenised(hypotheses, tokens)}
 
 
 def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ RUNS/CORPUS/MODEL/
     train.log         the same for people, and all else that the training printed
     evaluation/       written by recipes/evaluate.sh
     calibration-*.json  written by recipes/calibrate.sh
+    tuning*.json      written by recipes/tune.sh
+    comparison/       written by recipes/compare.sh
 """
 
 import argparse
@@ -339,12 +341,13 @@ class Run:
         return records
 
     def clear(self) -> None:
-        """Remove what a training, its evaluations and calibrations wrote, the record last; nothing else."""
+        """Remove what a training, evaluations, comparisons and calibrations wrote, the record last; nothing else."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for evaluation in (*self.folder.glob("evaluation*"), *self.folder.glob(".evaluation*")):  # the latter: killed
-            shutil.rmtree(evaluation, ignore_errors=True)
-        ours = (self.configuration_path, self.progress_path, self.log_path, self.record_path)
-        for path in (*self.folder.glob("calibration-*.json"), *ours):
+        for name in ("evaluation*", ".evaluation*", "comparison", ".comparison.*"):  # with a dot: killed
+            for folder in self.folder.glob(name):
+                shutil.rmtree(folder, ignore_errors=True)
+        found = (*self.folder.glob("calibration-*.json"), *self.folder.glob("tuning*.json"))
+        for path in (*found, self.configuration_path, self.progress_path, self.log_path, self.record_path):
             path.unlink(missing_ok=True)
 
     def create(self) -> None:

@@ -1,11 +1,13 @@
 """BLEU, chrF and TER of detokenised text by sacreBLEU's Python API, with signatures, and their table."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairseq_host.errors import UserError
 
 METRICS = ("bleu", "chrf", "ter")
+NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)", "tokenised_bleu": "BLEU of tokens"}
 
 
 def score(
@@ -18,22 +20,86 @@ def score(
     have none; all else is sacreBLEU's default. Raises a UserError when there is nothing to score or the numbers of
     lines differ.
     """
-    from sacrebleu.metrics import BLEU, CHRF, TER
+    check(hypotheses, references)
+    return measured(metrics(language, lowercase=lowercase), hypotheses, references)
 
+
+def present(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the metrics that `scores` holds."""
+    return [name for name in NAMES if name in scores]
+
+
+def title(name: str) -> str:
+    """The metric's name in a sentence."""
+    return NAMES[name].removesuffix(" (lower is better)")
+
+
+def check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Raise a UserError if there is nothing to score or the numbers of lines differ."""
     if not references:
         raise UserError("no reference sentences: there is nothing to score")
     if len(hypotheses) != len(references):
         raise UserError(f"{len(hypotheses):,} translations for {len(references):,} references: they must be as many")
     if not any(reference.strip() for reference in references):
         raise UserError("all references are empty: there is nothing to score")
+
+
+def metrics(language: str, *, lowercase: bool = False) -> dict[str, Any]:
+    """sacreBLEU's metrics by the names of METRICS; see `score`."""
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
     try:
-        metrics: dict[str, Any] = {
+        return {
             "bleu": BLEU(trg_lang=language.split("_")[0], lowercase=lowercase),
             "chrf": CHRF(lowercase=lowercase),
             "ter": TER(),  # passes over case always
         }
     except (RuntimeError, ImportError) as error:
         raise UserError(f"sacreBLEU's tokeniser for {language}: {str(error).splitlines()[0]}") from None
+
+
+def metrics_of(signatures: Mapping[str, str]) -> dict[str, Any]:
+    """sacreBLEU's metrics with the settings that `signatures` (by the names of NAMES) tell, but for its version.
+
+    Raises a UserError for a signature that is none of these metrics' with one reference.
+    """
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    found: dict[str, Any] = {}
+    for name, signature in signatures.items():
+        told = dict(part.split(":", 1) for part in signature.split("|") if ":" in part)
+        lowercase = told.get("case") == "lc"
+        try:
+            if name in ("bleu", "tokenised_bleu"):
+                # The Japanese and Korean tokenisers' signatures hold the version of their dictionary too.
+                tokeniser = re.sub(r"^(ja|ko)-mecab.*", r"\1-mecab", told["tok"])
+                found[name] = BLEU(
+                    tokenize=tokeniser, lowercase=lowercase, smooth_method=told["smooth"], force=tokeniser == "none"
+                )
+            elif name == "chrf":
+                found[name] = CHRF(
+                    char_order=int(told["nc"]),
+                    word_order=int(told["nw"]),
+                    lowercase=lowercase,
+                    whitespace=told["space"] == "yes",
+                )
+            else:
+                yes = {option: told[option] == "yes" for option in ("norm", "punct", "asian")}
+                found[name] = TER(
+                    normalized=yes["norm"],
+                    no_punct=not yes["punct"],
+                    asian_support=yes["asian"],
+                    case_sensitive=not lowercase,
+                )
+        except (KeyError, ValueError, AssertionError):
+            raise UserError(f"{signature!r} is no signature of sacreBLEU's {title(name)}") from None
+        except (RuntimeError, ImportError) as error:
+            raise UserError(f"sacreBLEU's tokeniser for {signature}: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def measured(metrics: Mapping[str, Any], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """{"bleu": {"score", "signature"}, ...} by sacreBLEU's `metrics`."""
     found = {}
     for name, metric in metrics.items():
         result = metric.corpus_score(list(hypotheses), [list(references)])
@@ -52,14 +118,13 @@ def tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str,
 
 def table(scores: Mapping[str, Any]) -> str:
     """Scores with their signatures, then what they were measured with, as aligned text."""
-    names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)", "tokenised_bleu": "BLEU of tokens"}
+    models = " + ".join([scores["model"], *(other["model"] for other in scores.get("ensemble", []))])
     lines = [
-        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {scores['model']}",
+        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {models}",
         "",
     ]
-    for name in (*METRICS, "tokenised_bleu"):
-        if name in scores:
-            lines.append(f"{names[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
+    for name in present(scores):
+        lines.append(f"{NAMES[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
     return "\n".join([*lines, "", *facts(scores)]) + "\n"
 
 
@@ -77,6 +142,8 @@ def facts(scores: Mapping[str, Any]) -> list[str]:
             rows["training"] += f", of which {scores['checkpoint_seconds'] / 60:.1f} to this checkpoint"
     if translated:
         rows["search"] = f"beam {scores['beam']}, length penalty {scores['lenpen']:g}"
+        if scores.get("tuned"):
+            rows["search"] += f" (the best of {len(scores['tuned']['rows'])} on {scores['tuned']['split']})"
     speed = f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"
     rows["decoding" if translated else "reading"] = speed
     rows["device"] = f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"

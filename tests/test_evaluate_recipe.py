@@ -46,7 +46,7 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     folder = copied / "toy/mini/evaluation"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"hypotheses.txt", "references.txt", "scores.json", "scores.txt", "training.png",
+    assert names == {"hypotheses.txt", "references.txt", "sentences.jsonl", "scores.json", "scores.txt", "training.png",
                      *(f"alignment-{n}.png" for n in range(1, 5))}  # fmt: skip
     hypotheses = decoding.read_lines(folder / "hypotheses.txt")
     references = decoding.read_lines(folder / "references.txt")

@@ -1,0 +1,88 @@
+"""Score evaluations again from their sentences: `python -m recipes.score EVALUATION...` (recipes/score.sh)."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fairseq_host import errors
+from fairseq_host.errors import UserError
+from recipes import comparing, runs, scoring, sentences
+from recipes.comparing import System
+
+
+def parser() -> argparse.ArgumentParser:
+    found = runs.Parser(
+        prog="recipes/score.sh",
+        allow_abbrev=False,
+        description="Score evaluations again from their sentences.jsonl, without decoding, and say whether their "
+        "scores.json holds. Exit status 1 if one does not.",
+    )
+    found.add_argument(
+        "evaluations", metavar="EVALUATION", nargs="+", type=Path, help="the folder of an evaluation, or a run"
+    )
+    found.add_argument(
+        "--update",
+        action="store_true",
+        help="write the new scores into scores.json, scores.txt and sentences.jsonl",
+    )
+    return found
+
+
+def differences(system: System, scores: dict, sentence_scores: list[tuple[float, float]]) -> list[str]:
+    """What the files of `system` say otherwise than it was scored now, a line each."""
+    found = []
+    for name in scores:
+        told = system.scores[name]
+        for key in ("signature", "score"):
+            if told[key] != scores[name][key]:
+                title = scoring.title(name)
+                found.append(f"the {key} of {title} is {told[key]} in scores.json, but {scores[name][key]} now")
+    for sentence, now in zip(system.sentences, sentence_scores, strict=True):
+        if (sentence.bleu, sentence.chrf) != now:
+            found.append(f"{sentences.NAME} has other scores of sentence {sentence.number}")
+            break
+    return found
+
+
+def score(arguments: argparse.Namespace) -> int:
+    for given in arguments.evaluations:
+        system = comparing.open_system(given)
+        print(f"Scoring {system.folder}: {len(system.sentences):,} sentences", flush=True)
+        scores = system.measured()
+        of_sentences = sentences.sentence_scores(*system.texts("bleu"), system.signatures)
+        for name in scores:
+            print(f"{scoring.NAMES[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
+        found = differences(system, scores, of_sentences)
+        if not found:
+            print("scores.json holds")
+        elif arguments.update:
+            for line in found:
+                print(f"mended: {line}")
+            update(system, scores, of_sentences)
+        else:
+            raise UserError(f"{system.folder}: {found[0]}; recipes/score.sh --update {system.folder} writes it anew")
+    return 0
+
+
+def update(system: System, scores: dict, of_sentences: list[tuple[float, float]]) -> None:
+    """Write the scores into the evaluation's files; sacreBLEU's version goes with them. scores.json comes last."""
+    known = {**system.scores, **scores}
+    known["versions"] = {**known.get("versions", {}), "sacrebleu": runs.versions()["sacrebleu"]}
+    scored = [
+        replace(sentence, bleu=bleu, chrf=chrf)
+        for sentence, (bleu, chrf) in zip(system.sentences, of_sentences, strict=True)
+    ]
+    runs.write_atomically(system.folder / sentences.NAME, "".join(f"{line}\n" for line in sentences.lines(scored)))
+    runs.write_atomically(system.folder / "scores.txt", scoring.table(known))
+    runs.write_json(system.folder / "scores.json", known)
+
+
+def main() -> int:
+    arguments = parser().parse_args(sys.argv[1:])
+    with runs.disk_errors(Path()), runs.quiet():
+        return score(arguments)
+
+
+if __name__ == "__main__":
+    errors.main(main)

@@ -1,0 +1,84 @@
+"""tuning*.json: the search that recipes/tune.sh found on the validation set, for recipes/evaluate.sh --tuned."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairseq_host.errors import UserError
+from recipes import runs
+
+if TYPE_CHECKING:
+    from recipes.evaluate import Chosen
+
+SPLIT = "valid"  # the only one: a search chosen on the test set would flatter itself
+# What the search is not chosen from, and what does not move the result.
+FREE = ("beam", "lenpen", "max-tokens")
+
+
+def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
+    """The file; another for other parameters, other models of an ensemble or other options of the model."""
+    parts = ["tuning", *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else [])]
+    parts += [] if arguments.checkpoint == "best" else [arguments.checkpoint]
+    return chosen.run.folder / f"{'-'.join([*parts, *arguments.override])}.json"
+
+
+def call(script: str, arguments: argparse.Namespace) -> str:
+    """The call of `script` with the same models, parameters and options."""
+    words = ["--average", str(arguments.average)] if arguments.average is not None else []
+    if arguments.average is None and arguments.checkpoint != "best":
+        words += ["--checkpoint", arguments.checkpoint]
+    words += ["--cpu"] if arguments.cpu else []
+    for override in arguments.override:
+        words += ["--override", override]
+    words += ["--ensemble", *arguments.ensemble] if arguments.ensemble else []
+    return " ".join([runs.call(script, arguments), *([shlex.join(words)] if words else [])])
+
+
+def fixed(search: dict[str, Any]) -> dict[str, Any]:
+    """The options of the search that are not tuned."""
+    return {name: value for name, value in search.items() if name not in FREE}
+
+
+def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was found for these models; a UserError if it is missing, damaged, or of something else."""
+    path, again = place(chosen, arguments), call("recipes/tune.sh", arguments)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--tuned: {path} is missing; tune first with: {again}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not JSON; tune anew with: {again}") from None
+    kinds = {"beam": int, "lenpen": float, "rows": list, "split": str, "search": dict, "updates_of_models": list}
+    for name, kind in kinds.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+            raise UserError(f"{path}: has no {name}; tune anew with: {again}")
+    expected = {
+        "split": SPLIT,
+        "corpus_fingerprint": chosen.place.corpus.fingerprint,
+        "checkpoint": chosen.checkpoint,
+        "search": fixed(chosen.search),
+    }
+    for name, value in expected.items():
+        known = fixed(found["search"]) if name == "search" else found.get(name)
+        if known != value:
+            raise UserError(f"{path}: was found with {name} {known}, but here it is {value}; tune anew with: {again}")
+    return {**found, "file": path.name}
+
+
+def check_updates(
+    chosen: "Chosen", found: dict[str, Any], updates: Sequence[int | None], arguments: argparse.Namespace
+) -> None:
+    """Raise a UserError if a model was trained on since."""
+    if found["updates_of_models"] != list(updates):
+        raise UserError(
+            f"{chosen.run.folder / found['file']}: was found after {found['updates_of_models']} updates, but the "
+            f"models have {list(updates)}; tune anew with: {call('recipes/tune.sh', arguments)}"
+        )
+
+
+def told(found: dict[str, Any]) -> dict[str, Any]:
+    """What scores.json says of it."""
+    return {name: found[name] for name in ("file", "split", "rows", "bleu_signature", "command", "commit")}
