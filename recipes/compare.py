@@ -82,7 +82,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     systems = [comparing.open_system(given) for given in arguments.runs]
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "comparison"
-    evaluate.check_output(output, WRITTEN, ours=arguments.output is None)
+    evaluate.check_output(output, WRITTEN, ours=False)  # an evaluation may lie in any folder of the user's
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)

@@ -407,6 +407,16 @@ def test_wrong_calls_are_refused(case: str, three: list[Path]) -> None:
     assert files(three[0].parent) == before
 
 
+def test_a_folder_of_that_name_is_not_ours_to_delete(three: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(three[0].parent, tmp_path / "runs")
+    (tmp_path / "runs/plain/comparison").mkdir()
+    (tmp_path / "runs/plain/comparison/thesis.tex").write_text("years of work")
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"comparison: holds other things .*thesis.tex"):
+        compared(tmp_path / "runs/plain", tmp_path / "runs/alike")
+    assert files(tmp_path) == before
+
+
 def test_the_script_ends_in_one_line(three: list[Path], tmp_path: Path) -> None:
     done = subprocess.run(recipe_call(three[0]), capture_output=True, text=True, env=recipe_environment())
     refused(done, "RUN: one system alone", "recipes/score.sh")
