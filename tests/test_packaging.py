@@ -63,6 +63,7 @@ def test_what_setup_installs():
     assert result.stdout.splitlines() == [
         "attn2d depth_adaptive fairseq_host memory_layers",
         "attn2d._C attn2d/csrc/kernels.cpp attn2d/csrc/ops.cpp",
+        "depth_adaptive._C depth_adaptive/csrc/kernels.cpp depth_adaptive/csrc/ops.cpp",
         "memory_layers._C memory_layers/csrc/kernels.cpp memory_layers/csrc/ops.cpp",
     ]
     assert metadata.metadata("thoth-seq2seq")["Requires-Python"] == "<3.13,>=3.11"
