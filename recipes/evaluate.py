@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # torch comes with it, after the call has been checked
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
 WRITTEN = re.compile(
-    r"(hypotheses|references|scores)\.txt|scores\.json|(sentences|exits)\.jsonl|(training|exits|alignment-\d+|slots-\w+)\.png"
+    r"(hypotheses|references|scores)\.txt|scores\.json|(sentences|exits|alignments)\.jsonl"
+    r"|(training|exits|alignment-\d+|slots-\w+)\.png"
 )
 
 

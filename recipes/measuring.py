@@ -191,16 +191,23 @@ def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int
 def draw_alignments(
     folder: Path, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
 ) -> None:
-    """alignment-1.png and on for a model that says what it looked at."""
-    drawn = 0
+    """alignment-1.png and on for a model that says what it looked at, and alignments.jsonl with what is drawn.
+
+    Its lines have the sentence's number, source and target words, and weights[t][s] of target word t on source word s.
+    """
+    lines: list[str] = []
     for index in chosen_for_pictures(sources, [t.text for t in translations], count):
         found = translator.alignment(sources[index], translations[index])
         if found is None:
             continue
-        drawn += 1
-        path = folder / f"alignment-{drawn}.png"
+        path = folder / f"alignment-{len(lines) + 1}.png"
         pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
-    if count and not drawn:
+        weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
+        told = {"number": index + 1, "source": found.source, "target": found.target, "weights": weights}
+        lines.append(json.dumps(told, ensure_ascii=False))
+    if lines:
+        write_lines(folder / "alignments.jsonl", lines)
+    elif count:
         print("note: no alignment pictures: this model does not say what it looked at")
 
 

@@ -28,19 +28,25 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
 
 
+def loss(record: dict[str, Any]) -> float:
+    """The plain loss of a record of progress.jsonl, not the one minimised (label smoothing), in bits a sub-word."""
+    return float(record["nll_loss"] if "nll_loss" in record else record["loss"])
+
+
+def curves(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The records of training and of validation that have a `loss`, of those of progress.jsonl."""
+    usable = [r for r in records if "updates" in r and ("nll_loss" in r or "loss" in r)]
+    train = [r for r in usable if r["kind"] == "train"] or [r for r in usable if r["kind"] == "epoch"]
+    return train, [r for r in usable if r["kind"] == "valid"]
+
+
 def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     """Loss in bits a sub-word against updates, and against minutes; False if there is nothing to draw.
 
     `records` are those of progress.jsonl. The best validation is marked. Where training reports the loss that
     it minimises and the plain one (label smoothing), the plain one is drawn.
     """
-
-    def loss(record: dict[str, Any]) -> float:
-        return float(record["nll_loss"] if "nll_loss" in record else record["loss"])
-
-    usable = [r for r in records if "updates" in r and ("nll_loss" in r or "loss" in r)]
-    train = [r for r in usable if r["kind"] == "train"] or [r for r in usable if r["kind"] == "epoch"]
-    valid = [r for r in usable if r["kind"] == "valid"]
+    train, valid = curves(records)
     if not train and not valid:
         return False
     figure, axes = _figure(11, 4.2, ncols=2, sharey=True)

@@ -11,6 +11,7 @@ RUNS/CORPUS/MODEL/
     calibration-*.json  written by recipes/calibrate.sh
     tuning*.json      written by recipes/tune.sh
     comparison/       written by recipes/compare.sh
+    report.html       written by recipes/report.sh
 """
 
 import argparse
@@ -341,12 +342,16 @@ class Run:
         return records
 
     def clear(self) -> None:
-        """Remove what a training, evaluations, comparisons and calibrations wrote, the record last; nothing else."""
+        """Remove what a training and what is made of it wrote, the record last; nothing else."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for name in ("evaluation*", ".evaluation*", "comparison", ".comparison.*"):  # with a dot: killed
             for folder in self.folder.glob(name):
                 shutil.rmtree(folder, ignore_errors=True)
-        found = (*self.folder.glob("calibration-*.json"), *self.folder.glob("tuning*.json"))
+        found = (
+            *self.folder.glob("calibration-*.json"),
+            *self.folder.glob("tuning*.json"),
+            self.folder / "report.html",
+        )
         for path in (*found, self.configuration_path, self.progress_path, self.log_path, self.record_path):
             path.unlink(missing_ok=True)
 

@@ -1,0 +1,118 @@
+"use strict";
+document.documentElement.classList.add("js");
+
+// Tables: a button in each heading sorts by its column, numbers by their full value.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = row => {
+        const cell = row.cells[column], data = cell.querySelector("data");
+        return data ? Number(data.value) : cell.textContent.trim();
+      };
+      const compare = (a, b) =>
+        typeof a === "number" && typeof b === "number" ? a - b :
+        typeof a === "number" ? -1 : typeof b === "number" ? 1 : a.localeCompare(b, "en", {numeric: true});
+      const rows = [...body.rows].map(row => [key(row), row]);
+      rows.sort(([a], [b]) => (down ? -1 : 1) * compare(a, b));
+      body.append(...rows.map(([, row]) => row));
+    });
+  });
+}
+
+// Sentences: search, order, leaves, keys.
+const leaf = document.getElementById("leaf");
+const list = document.getElementById("list");
+const all = [...list.children];
+const size = Number(leaf.dataset.page);
+const search = document.getElementById("search");
+const order = document.getElementById("order");
+const orders = {
+  difference: null,
+  number: article => Number(article.dataset.number),
+  length: article => -Number(article.dataset.length),
+};
+let found = all, begin = 0;
+
+function show() {
+  const shown = new Set(found.slice(begin, begin + size));
+  for (const article of all) article.hidden = !shown.has(article);
+  document.getElementById("back").disabled = begin === 0;
+  document.getElementById("on").disabled = begin + size >= found.length;
+  document.getElementById("where").value =
+    found.length ? `${begin + 1} to ${Math.min(begin + size, found.length)} of ${found.length}` : "none found";
+}
+
+function choose() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const by = order.value in orders ? orders[order.value] : article => JSON.parse(article.dataset.chrf)[order.value];
+  const sorted = by ? all.map(a => [by(a), a]).sort(([a], [b]) => a - b).map(([, a]) => a) : all;
+  list.append(...sorted);
+  found = sorted.filter(article => {
+    const text = article.textContent.toLowerCase();
+    return words.every(word => text.includes(word));
+  });
+  begin = 0;
+  show();
+}
+
+function turn(by) {
+  const next = begin + by * size;
+  if (next < 0 || next >= found.length) return false;
+  begin = next;
+  show();
+  return true;
+}
+
+function focus(article) {
+  article.focus();
+  article.scrollIntoView({block: "nearest"});
+}
+
+function step(by) {
+  const now = found.indexOf(document.activeElement.closest(".sentence"));
+  const next = now < begin || now >= begin + size ? (by > 0 ? begin : -1) : now + by;
+  if (next < 0 || next >= found.length) return;
+  begin = Math.floor(next / size) * size;
+  show();
+  focus(found[next]);
+}
+
+function follow() {
+  const target = all.find(article => "#" + article.id === location.hash);
+  if (!target) return;
+  if (!found.includes(target)) { search.value = ""; choose(); }
+  begin = Math.floor(found.indexOf(target) / size) * size;
+  show();
+  focus(target);
+}
+
+const keys = {
+  j: () => step(1),
+  k: () => step(-1),
+  n: () => { if (turn(1)) focus(found[begin]); },
+  p: () => { if (turn(-1)) focus(found[begin]); },
+  "/": () => search.focus(),
+};
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
+  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+leaf.addEventListener("submit", event => event.preventDefault());
+search.addEventListener("input", choose);
+order.addEventListener("change", choose);
+document.getElementById("back").addEventListener("click", () => turn(-1));
+document.getElementById("on").addEventListener("click", () => turn(1));
+window.addEventListener("hashchange", follow);
+leaf.hidden = false;
+choose();
+follow();

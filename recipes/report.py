@@ -1,0 +1,143 @@
+"""One HTML page about systems: `python -m recipes.report RUN...` (recipes/report.sh)."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fairseq_host import errors
+from fairseq_host.errors import UserError
+from recipes import compare, comparing, page, runs, shown
+from recipes.comparing import System
+
+SENTENCES = 1_000
+
+
+def parser() -> argparse.ArgumentParser:
+    found = runs.Parser(
+        prog="recipes/report.sh",
+        allow_abbrev=False,
+        description="Write one HTML page about translations of the same test set, which needs no network: scores and "
+        "paired tests, training curves, BLEU by length, speed and cost, exits, alignments, slots of memories, and the "
+        "translations side by side. Nothing is decoded.",
+    )
+    found.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="a run (RUNS/CORPUS/MODEL, of which the folder evaluation is taken) or the folder of an evaluation; the "
+        "first one is the baseline",
+    )
+    found.add_argument(
+        "--sentences",
+        type=int,
+        default=SENTENCES,
+        metavar="N",
+        help=f"sentences to show, those first on which systems differ most; 0 for all (default: {SENTENCES:,})",
+    )
+    found.add_argument(
+        "--samples",
+        type=int,
+        default=compare.SAMPLES["bs"],
+        metavar="N",
+        help=f"resamples of the paired bootstrap test (default: {compare.SAMPLES['bs']:,})",
+    )
+    found.add_argument(
+        "--seed", type=int, default=compare.SEED, metavar="N", help=f"of the draws (default: {compare.SEED})"
+    )
+    found.add_argument(
+        "--output", metavar="FILE", type=Path, help="the page (default: report.html in the run of the first)"
+    )
+    return found
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise a UserError for options out of range."""
+    for name, low, high in (("sentences", 0, 10**9), ("samples", 100, 1_000_000), ("seed", 1, 2**32 - 1)):
+        value = getattr(arguments, name)
+        if not low <= value <= high:
+            raise UserError(f"--{name} must be from {low} to {high}, but is {value}")
+
+
+def check_output(output: Path) -> None:
+    """Refuse an --output that cannot be written."""
+    if output.is_dir():
+        raise UserError(f"--output {output}: a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or name another file")
+    if not runs.writable(output.parent):
+        raise UserError(f"{output.parent}: not writable; name another file with --output")
+
+
+def check_together(systems: Sequence[System]) -> None:
+    """Raise a UserError unless the systems may stand on one page."""
+    comparing.check_comparable(systems)
+    for system in systems[1:]:
+        for name in ("corpus", "split"):
+            mine, first = system.scores[name], systems[0].scores[name]
+            if mine != first:
+                raise UserError(
+                    f"{system.folder}: its {name} is {mine}, that of {systems[0].folder} {first}; "
+                    "give systems of one test set"
+                )
+
+
+def most_different(systems: Sequence[System]) -> list[int]:
+    """Indices of all sentences, those first whose chrF2 differs most between systems; the worst first of one alone."""
+
+    def key(index: int) -> tuple[float, int]:
+        found = [system.sentences[index].chrf for system in systems]
+        return (min(found) - max(found) if len(found) > 1 else found[0]), index
+
+    return sorted(range(len(systems[0].sentences)), key=key)
+
+
+def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    check(arguments)
+    systems = [comparing.open_system(given) for given in arguments.runs]
+    check_together(systems)
+    output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
+    check_output(output)
+    labels = shown.labels(systems)
+    read = [shown.read(system, label) for system, label in zip(systems, labels, strict=True)]
+    for system in systems:
+        print(f"Scoring {system.name}", flush=True)
+        comparing.check_scores(system)
+    language = systems[0].scores["source_language"]
+    comparison: dict[str, Any] = {
+        "by_length": comparing.by_length(systems),
+        "by_talk": comparing.by_talk(systems),
+        "length_unit": "characters" if language.split("_")[0] in comparing.UNSPACED else "words",
+    }
+    if len(systems) > 1:
+        comparison["meaning"] = compare.meaning("bs", arguments.samples)
+        comparison["tests"] = comparing.paired(
+            systems,
+            test="bs",
+            samples=arguments.samples,
+            seed=arguments.seed,
+            said=lambda line: print(line, flush=True),
+        )
+    order = most_different(systems)[: arguments.sentences or None]
+    print("Writing the page", flush=True)
+    with tqdm(total=len(order), unit=" sentences", smoothing=0.1) as bar:
+        text = page.page(read, comparison, order, command=shlex.join(command), progress=bar.update)
+    runs.write_atomically(output, text)
+    print(f"Written to {output}, {len(text.encode()) / 1e6:.1f} MB")
+    return 0
+
+
+def main() -> int:
+    given = sys.argv[1:]
+    arguments = parser().parse_args(given)
+    with runs.disk_errors(Path()), runs.quiet():
+        return report(arguments, ["recipes/report.sh", *given])
+
+
+if __name__ == "__main__":
+    errors.main(main)
