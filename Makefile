@@ -1,6 +1,7 @@
 # make quickstart   prepare, train and score a small translation system; ends with its BLEU score
 # make test         the tests
 # make lint         formatting, style, types and shell scripts
+# make browser      put a headless Chromium, which the tests need, into .venv if the machine has none
 # make format       format the Python files
 # Each creates .venv and installs what is missing. PYTHON chooses the Python (3.11 or 3.12) that .venv is made from.
 
@@ -10,7 +11,7 @@ JOBS ?= 2
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test lint format cuda-check sanitize clean
+.PHONY: quickstart test browser lint format cuda-check sanitize clean
 
 venv := .venv
 bin := $(venv)/bin
@@ -21,8 +22,12 @@ scripts := $(wildcard recipes/*.sh) .ci/run
 quickstart: $(stamp)
 	@recipes/quickstart.sh
 
-test: $(stamp)
+test: $(stamp) browser
 	@$(bin)/python -m pytest -n $(JOBS)
+
+# Without one, the tests of the report fail; the others do not need it.
+browser: $(stamp)
+	-@$(bin)/python tests/install_chromium.py
 
 lint: $(stamp)
 	@$(bin)/ruff format --check .

@@ -103,15 +103,14 @@ def legend(systems: Sequence[Shown]) -> str:
 
 def scores_section(systems: Sequence[Shown], comparison: Mapping[str, Any]) -> str:
     tests = comparison.get("tests", {})
-    metrics = [*scoring.METRICS, *(["tokenised_bleu"] if any("tokenised_bleu" in s.scores for s in systems) else [])]
-    titles = {**scoring.NAMES, "tokenised_bleu": "BLEU of tokens"}
+    metrics = scoring.present(systems[0].scores)
     head, rows = ["system"], []
     for metric in metrics:
-        head += [titles[metric], *(["95% interval", "p"] if metric in tests else [])]
+        head += [scoring.NAMES[metric], *(["95% interval", "p"] if metric in tests else [])]
     for number, (name, system) in enumerate(zip(names(systems), systems, strict=True)):
         cells = [name]
         for metric in metrics:
-            cells.append(figure(system.scores.get(metric, {}).get("score"), of=f"{metric}.score"))
+            cells.append(figure(system.scores[metric]["score"], of=f"{metric}.score"))
             if metric in tests:
                 found = tests[metric]["systems"][number]
                 interval = f"{figure(found['mean'], of=f'test.{metric}.mean')} ± "
@@ -121,10 +120,10 @@ def scores_section(systems: Sequence[Shown], comparison: Mapping[str, Any]) -> s
         rows.append(cells)
     first = systems[0].system.signatures
     below = "".join(
-        f"<li>{titles[name].split()[0]}: <code>{text(first[name])}</code>"
+        f"<li>{scoring.title(name)}: <code>{text(first[name])}</code>"
         + (f"; test <code>{text(tests[name]['signature'])}</code>" if tests else "")
         + "</li>"
-        for name in scoring.METRICS
+        for name in metrics
     )
     meaning = f"<p>{text(comparison['meaning'])}</p>" if tests else ""
     return (

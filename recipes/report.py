@@ -74,19 +74,6 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output.parent}: not writable; name another file with --output")
 
 
-def check_together(systems: Sequence[System]) -> None:
-    """Raise a UserError unless the systems may stand on one page."""
-    comparing.check_comparable(systems)
-    for system in systems[1:]:
-        for name in ("corpus", "split"):
-            mine, first = system.scores[name], systems[0].scores[name]
-            if mine != first:
-                raise UserError(
-                    f"{system.folder}: its {name} is {mine}, that of {systems[0].folder} {first}; "
-                    "give systems of one test set"
-                )
-
-
 def most_different(systems: Sequence[System]) -> list[int]:
     """Indices of all sentences, those first whose chrF2 differs most between systems; the worst first of one alone."""
 
@@ -100,7 +87,7 @@ def most_different(systems: Sequence[System]) -> list[int]:
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     systems = [comparing.open_system(given) for given in arguments.runs]
-    check_together(systems)
+    comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
     check_output(output)
     labels = shown.labels(systems)

@@ -47,7 +47,12 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     folder = copied / "toy/mini/evaluation"
     names = {path.name for path in folder.iterdir()}
     assert names == {"hypotheses.txt", "references.txt", "sentences.jsonl", "scores.json", "scores.txt", "training.png",
-                     *(f"alignment-{n}.png" for n in range(1, 5))}  # fmt: skip
+                     "alignments.jsonl", *(f"alignment-{n}.png" for n in range(1, 5))}  # fmt: skip
+    drawn = [json.loads(line) for line in (folder / "alignments.jsonl").read_text().splitlines()]
+    assert len(drawn) == 4
+    for found in drawn:
+        assert len(found["weights"]) == len(found["target"])
+        assert [sum(row) for row in found["weights"]] == pytest.approx([1] * len(found["target"]), abs=1e-3)
     hypotheses = decoding.read_lines(folder / "hypotheses.txt")
     references = decoding.read_lines(folder / "references.txt")
     assert (folder / "references.txt").read_bytes() == (data / "toy/text/test.en").read_bytes()

@@ -1,0 +1,533 @@
+"""recipes/report.sh: the page in a headless Chromium, its figures and scores.json, hostile text, kills, refusals."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Page, chromium
+from evaluations import corpus, evaluation, translated
+from recipe_runs import ROOT, recipe, recipe_environment, refused
+
+from fairseq_host.errors import UserError
+from recipes import charts, comparing, markup, report, sentences
+
+HOSTILE = "<script>boom()</script> & \u202eevil\u202c \x07 <img src=x onerror=boom()> \"'>\ufeff"
+BLOCKS = 3
+SLOTS = {"d2": {"used": 0.9668, "kl": 1.8667}}
+
+
+def png() -> bytes:
+    """A grey picture of one pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0\x80")) + chunk(b"IEND", b"")
+
+
+def written(path: Path, objects: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(found, ensure_ascii=False) + "\n" for found in objects), encoding="utf-8")
+
+
+def with_exits(folder: Path, hypotheses: list[str]) -> dict[str, Any]:
+    """exits.jsonl, and what scores.json says of it."""
+    found: list[dict[str, Any]] = []
+    for line in hypotheses:
+        pieces = ["▁" + word for word in line.split()] + ["</s>"]
+        found.append({"pieces": pieces, "exits": [n % BLOCKS + 1 for n in range(len(pieces))]})
+    folder.mkdir(parents=True, exist_ok=True)
+    written(folder / "exits.jsonl", found)
+    exits = [exit for line in found for exit in line["exits"]]
+    counts = {str(n): exits.count(n) for n in range(1, BLOCKS + 1)}
+    return {"policy": "confidence", "mean": sum(exits) / len(exits), "blocks": BLOCKS, "tokens": counts,
+            "mflops_per_token": 7.334, "mflops_per_token_full_depth": 12.81}  # fmt: skip
+
+
+def three_systems(folder: Path, count: int = 40) -> list[Path]:
+    """Runs of a Transformer with alignments, of a model with exits and hostile text, and of one with a memory."""
+    sources, references = corpus(count)
+    sources[1], references[1] = "你好，世界", "مرحبا hello"
+    plain, depth, memory = (translated(references, seed, errors) for seed, errors in ((1, 0.3), (2, 0.28), (3, 0.6)))
+    depth[0], memory[0] = HOSTILE, "long" * 4000
+    found = [folder / name for name in ("plain", "depth<b>", "memory")]
+    facts = {"target_language": "en", "updates": 1234, "training_seconds": 567.8}
+    evaluation(found[0] / "evaluation", sources, references, plain, **facts)
+    words = {"number": 3, "source": ["ein", "Hund", "</s>"], "target": ["a", "dog"]}
+    written(found[0] / "evaluation/alignments.jsonl", [{**words, "weights": [[0.9, 0.06, 0.04], [0.1, 0.8, 0.1]]}])
+    evaluation(found[1] / "evaluation", sources, references, depth, **facts)
+    scores = json.loads((found[1] / "evaluation/scores.json").read_text())
+    scores["exits"] = with_exits(found[1] / "evaluation", depth)
+    (found[1] / "evaluation/scores.json").write_text(json.dumps(scores))
+    evaluation(found[2] / "evaluation", sources, references, memory, **facts, slot_usage=SLOTS)
+    (found[2] / "evaluation/slots-d2.png").write_bytes(png())
+    for number, run in enumerate(found[:2]):
+        (run / "run.json").write_text("{}")
+        records = [
+            {"kind": kind, "updates": 100 * n, "seconds": 60.0 * n, "loss": 9 - n, "nll_loss": 8 - n + 0.1 * number}
+            for n in range(1, 5) for kind in ("train", "valid")
+        ]  # fmt: skip
+        written(run / "progress.jsonl", records)
+    return found
+
+
+@pytest.fixture(scope="module")
+def systems(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return three_systems(tmp_path_factory.mktemp("runs"))
+
+
+def reported(*words: object) -> int:
+    """In this process."""
+    given = [str(word) for word in words]
+    return report.report(report.parser().parse_args(given), ["recipes/report.sh", *given])
+
+
+@pytest.fixture(scope="module")
+def page(systems: list[Path]) -> Path:
+    """By the script, into its default place."""
+    done = recipe("report", *systems, "--samples", 100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Testing TER: 100 resamples" in done.stdout
+    return systems[0] / "report.html"
+
+
+@pytest.fixture(scope="module")
+def opened(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("chromium") / "profile") as found:
+        found.size(1100, 800)
+        found.open(page)
+        yield found
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+def test_it_opens_without_complaint_and_asks_for_nothing(opened: Page, page: Path) -> None:
+    assert opened.run("document.querySelectorAll('script').length") == 1
+    assert opened.complaints == []
+    assert {address.partition(":")[0] for address in opened.asked} == {"file", "data"}
+    assert [address for address in opened.asked if address.startswith("file")] == [page.resolve().as_uri()]
+
+
+def test_what_breaks_the_policy_is_noticed(opened: Page, page: Path, tmp_path: Path) -> None:
+    """The check before can fail: a script that the page's policy does not know, and a picture from elsewhere."""
+    text = page.read_text(encoding="utf-8")
+    broken = tmp_path / "broken.html"
+    broken.write_text(text.replace("</main>", "<script>boom()</script><img src='http://127.0.0.1:9/x.png'></main>"))
+    try:
+        opened.open(broken)
+        assert len(opened.complaints) >= 2, opened.complaints
+        assert all("Content Security Policy" in told for told in opened.complaints)
+    finally:
+        opened.open(page)
+        opened.complaints.clear()
+        opened.asked.clear()
+
+
+def looked_up(scores: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        scores = scores[part]
+    return scores
+
+
+def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) -> None:
+    """To the last digit in the page's data, and as it is read, rounded."""
+    found = opened.run(
+        "[...document.querySelectorAll('tr[data-system] data[data-figure]')].map(data => "
+        "[Number(data.closest('tr').dataset.system), data.dataset.figure, data.value, data.textContent])"
+    )
+    every = [json.loads((run / "evaluation/scores.json").read_text()) for run in systems]
+    percent, minutes = {"slot_usage.d2.used": 100}, {"training_seconds": 1 / 60}
+    seen: dict[str, int] = {}
+    for number, name, value, text in found:
+        if name.startswith("test."):
+            continue
+        expected = looked_up(every[number], name)
+        assert float(value) == expected, (number, name)
+        digits = len(text.rstrip("%").partition(".")[2])
+        shown = expected * percent.get(name, 1) * minutes.get(name, 1)
+        assert text.rstrip("%") == f"{shown:,.{digits}f}", (number, name)
+        seen[name] = seen.get(name, 0) + 1
+    scored = [f"{metric}.score" for metric in ("bleu", "chrf", "ter", "tokenised_bleu")]
+    everywhere = [*scored, "parameters", "updates", "training_seconds", "seconds", "tokens_per_second", "threads"]
+    exits = {"exits.mean": 2, "exits.mflops_per_token": 1, "exits.mflops_per_token_full_depth": 1}
+    exits |= {f"exits.tokens.{n}": 1 for n in range(1, BLOCKS + 1)}
+    assert seen == {**dict.fromkeys(everywhere, 3), **exits, "slot_usage.d2.used": 1, "slot_usage.d2.kl": 1}
+
+
+def test_tests_and_parts_are_those_of_the_comparison(opened: Page, systems: list[Path]) -> None:
+    loaded = [comparing.open_system(run) for run in systems]
+    tests = comparing.paired(loaded, test="bs", samples=100, seed=12345)
+    found = opened.run(
+        "[...document.querySelectorAll('data[data-figure^=\"test.\"]')].map(data => "
+        "[Number(data.closest('tr').dataset.system), data.dataset.figure, Number(data.value)])"
+    )
+    assert len(found) == 4 * (3 * 2 + 2)
+    for number, name, value in found:
+        _, metric, key = name.split(".")
+        assert tests[metric]["systems"][number][key] == value
+    for kind, rows in (("by_length", comparing.by_length(loaded)), ("by_talk", comparing.by_talk(loaded))):
+        given = opened.run(
+            f"[...document.querySelectorAll('data[data-figure^=\"{kind}.\"]')].map(data => "
+            "[data.dataset.figure, Number(data.value)])"
+        )
+        expected = {f"{kind}.{place}.{n}": bleu for place, row in enumerate(rows) for n, bleu in enumerate(row["bleu"])}
+        assert dict(given) == expected
+        assert len(rows) > 1
+
+
+def test_figures_and_sections_are_there(opened: Page) -> None:
+    sections = opened.run("[...document.querySelectorAll('main section')].map(section => section.id)")
+    assert sections == [
+        "scores",
+        "training",
+        "length",
+        "talks",
+        "cost",
+        "exits",
+        "alignments",
+        "slots",
+        "sentences",
+        "made",
+    ]
+    charts_seen = opened.run(
+        "[...document.querySelectorAll('svg.chart')].map(svg => [svg.getAttribute('aria-label'), "
+        "svg.getBoundingClientRect().height > 100, svg.querySelectorAll('.mark').length])"
+    )
+    parts = opened.run("document.querySelectorAll('#length tbody tr').length")
+    assert charts_seen == [["Loss against updates", True, 8], ["Loss against minutes of training", True, 8],
+                           ["BLEU by the length of the source", True, 3 * parts]]  # fmt: skip
+    assert opened.run("document.querySelectorAll('#training .faint').length") == 4
+    assert opened.run("document.querySelector('#slots img').naturalWidth") == 1
+    # Colours: of a heavy and a light weight, of two exits, of a mark.
+    colour = "getComputedStyle(document.querySelector('{}')).backgroundColor"
+    assert opened.run(colour.format(".heat .h9")) != opened.run(colour.format(".heat .h1"))
+    assert opened.run(colour.format(".pieces .e1")) != opened.run(colour.format(".pieces .e3"))
+    assert opened.run(colour.format("mark")) not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)")
+    assert opened.run("document.querySelector('.heat').innerText.replace(/\\s+/g, ' ')").endswith(
+        "a 90 6 4 dog 10 80 10"
+    )
+    assert opened.run("document.querySelectorAll('.pieces')[0].textContent").count("</s>") == 1
+
+
+def test_hostile_text_stays_text(opened: Page, page: Path) -> None:
+    told = opened.run("document.querySelectorAll('#s1 dd')[3].textContent")
+    assert told == HOSTILE.replace("\u202e", "U+202E").replace("\u202c", "U+202C").replace("\x07", "U+0007").replace(
+        "\ufeff", "U+FEFF"
+    )
+    assert opened.run("document.querySelectorAll('#s1 script, #s1 img, main img[onerror]').length") == 0
+    assert opened.run("document.querySelector('#scores tr[data-system=\"1\"] th').textContent").endswith("depth<b>")
+    directions = opened.run("[...document.querySelectorAll('#s2 dd')].map(d => getComputedStyle(d).direction)")
+    assert directions[:2] == ["ltr", "rtl"]
+    assert opened.run("document.querySelector('#s2 dd').lang") == "de"
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", page.read_text(encoding="utf-8"))
+
+
+def visible(opened: Page) -> list[int]:
+    numbers: list[int] = opened.run(
+        "[...document.querySelectorAll('.sentence')].filter(a => !a.hidden).map(a => Number(a.dataset.number))"
+    )
+    return numbers
+
+
+def test_the_most_different_sentences_come_first(opened: Page, systems: list[Path]) -> None:
+    opened.open(systems[0] / "report.html")
+    chrf = [[s.chrf for s in comparing.open_system(run).sentences] for run in systems]
+    spread = [max(found) - min(found) for found in zip(*chrf, strict=True)]
+    shown = visible(opened)
+    assert len(shown) == 25
+    assert all(spread[a - 1] >= spread[b - 1] for a, b in pairwise(shown))
+    assert min(spread[n - 1] for n in shown) >= max(spread[n - 1] for n in range(1, 41) if n not in shown)
+
+
+def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:
+    opened.open(page)
+    first = visible(opened)
+    active = "document.activeElement.id"
+    for expected in (first[0], first[1]):
+        opened.press("j")
+        assert opened.run(active) == f"s{expected}"
+    opened.press("k")
+    assert opened.run(active) == f"s{first[0]}"
+    opened.press("n")
+    second = visible(opened)
+    assert len(second) == 15
+    assert not set(second) & set(first)
+    assert opened.run(active) == f"s{second[0]}"
+    opened.press("k")  # the last of the page before
+    assert opened.run(active) == f"s{first[-1]}"
+    assert visible(opened) == first
+    opened.press("/")
+    assert opened.run(active) == "search"
+    for letter in "BOOM":
+        opened.press(letter)
+    assert visible(opened) == [1]
+    assert opened.run("document.getElementById('where').value") == "1 to 1 of 1"
+    opened.run("search.value = 'no such words'; search.dispatchEvent(new Event('input'))")
+    assert visible(opened) == []
+    assert opened.run("document.getElementById('where').value") == "none found"
+    opened.run("search.value = ''; order.value = 'number'; order.dispatchEvent(new Event('change'))")
+    assert visible(opened) == list(range(1, 26))
+    opened.run("location.hash = '#s30'")
+    assert 30 in visible(opened)
+    assert opened.complaints == []
+
+
+def test_tables_are_sorted_by_enter(opened: Page, page: Path, systems: list[Path]) -> None:
+    opened.open(page)
+    scores = [json.loads((run / "evaluation/scores.json").read_text())["bleu"]["score"] for run in systems]
+    opened.run("document.querySelectorAll('#scores th button')[1].focus()")
+    for backwards in (False, True):
+        opened.press("Enter", 13)
+        rows = opened.run("[...document.querySelectorAll('#scores tbody tr')].map(row => Number(row.dataset.system))")
+        assert rows == sorted(range(3), key=lambda n: scores[n], reverse=backwards)
+    assert opened.run("document.querySelectorAll('#scores th')[1].getAttribute('aria-sort')") == "descending"
+
+
+def test_a_phone_has_nothing_to_scroll_sideways(opened: Page, page: Path) -> None:
+    """Wide tables scroll by themselves; 16,000 letters without a space are broken."""
+    try:
+        opened.size(360, 740, phone=True)
+        opened.open(page)
+        opened.run("location.hash = '#s1'")
+        assert opened.run("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
+        wide = opened.run("document.querySelector('#scores .wide').scrollWidth")
+        assert wide > 360
+        assert opened.run("parseFloat(getComputedStyle(document.querySelector('#s1 dd')).fontSize)") >= 16
+    finally:
+        opened.size(1100, 800)
+
+
+def test_dark_and_printed(opened: Page, page: Path) -> None:
+    opened.open(page)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    try:
+        opened.media(colours="dark")
+        dark = opened.run(paper)
+        opened.media(colours="dark", media="print")
+        assert opened.run(paper) == "rgb(255, 255, 255)" != dark
+        assert opened.run("getComputedStyle(document.getElementById('leaf')).display") == "none"
+        printed = opened.pdf()
+    finally:
+        opened.media()
+    assert printed.startswith(b"%PDF")
+    assert 3 < len(re.findall(rb"/Type ?/Page\b", printed)) < 40
+
+
+def test_without_scripts_every_sentence_is_there(opened: Page, page: Path) -> None:
+    try:
+        opened.call("Emulation.setScriptExecutionDisabled", value=True)
+        opened.open(page)
+        assert len(visible(opened)) == 40
+        assert opened.run("getComputedStyle(document.getElementById('leaf')).display") == "none"
+    finally:
+        opened.call("Emulation.setScriptExecutionDisabled", value=False)
+        opened.open(page)
+
+
+def names_of(opened: Page) -> list[tuple[str, str]]:
+    """Role and name of everything that a screen reader finds."""
+    nodes = opened.call("Accessibility.getFullAXTree")["nodes"]
+    return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+
+
+def test_a_screen_reader_finds_names(opened: Page, page: Path) -> None:
+    opened.open(page)
+    found = names_of(opened)
+    for role in ("image", "table", "button", "searchbox", "combobox", "region", "navigation", "heading"):
+        names = [name for kind, name in found if kind == role]
+        assert names, role
+        assert all(names), role
+    assert ("image", "Loss against updates") in found
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_the_same_call_gives_the_same_bytes(systems: list[Path], tmp_path: Path) -> None:
+    call = [*systems, "--samples", 100, "--sentences", 5, "--output", tmp_path / "page.html"]
+    assert reported(*call) == 0
+    before = (tmp_path / "page.html").read_bytes()
+    assert reported(*call) == 0
+    assert (tmp_path / "page.html").read_bytes() == before
+    assert before.count(b"<article") == 5
+    assert "The 5 of 40 sentences on which systems differ most" in before.decode()
+
+
+def test_one_system_alone_has_no_tests(systems: list[Path], tmp_path: Path) -> None:
+    assert reported(systems[0], "--output", tmp_path / "page.html", "--sentences", 0) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "95% interval" not in text
+    assert "bleu.score" in text
+    chrf = [s.chrf for s in comparing.open_system(systems[0]).sentences]
+    first = int(re.findall(r'data-number="(\d+)"', text)[0])
+    assert chrf[first - 1] == min(chrf)
+    assert 'id="exits"' not in text
+
+
+def test_a_large_report_keeps_its_size(tmp_path: Path) -> None:
+    """Half a kilobyte a translation at most, 3.7 MB for the 1,000 sentences of six systems."""
+    sources, references = corpus(120)
+    sources, references = ([" ".join(line.split()[:12]) for line in lines] for lines in (sources, references))
+    for name, seed in (("a", 1), ("b", 2)):
+        evaluation(tmp_path / name, sources, references, translated(references, seed, 0.3), talks=False)
+    assert reported(tmp_path / "a", tmp_path / "b", "--samples", 100, "--output", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<article") == 120
+    articles = text[text.index("<article") : text.rindex("</article>")]
+    assert len(articles) < 120 * (2 * 512 + 700)
+
+
+@pytest.mark.parametrize("after", (0.2, 0.8, 1.4, 2.0))
+def test_a_kill_leaves_the_old_page_or_the_new_one(after: float, systems: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    output.write_text("the old page")
+    call = [str(ROOT / "recipes/report.sh"), *map(str, systems), "--samples", "100", "--output", str(output)]
+    process = subprocess.Popen(
+        call, env=recipe_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    text = output.read_text(encoding="utf-8")
+    assert text == "the old page" or text.endswith("</html>\n")
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def changed(run: Path, **facts: Any) -> None:
+    path = run / "evaluation/scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def lines_of(run: Path, name: str, change: Callable[[list[str]], list[str]]) -> None:
+    path = run / "evaluation" / name
+    path.write_text("\n".join(change(path.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
+
+
+def replaced(name: str, index: int, line: str) -> Callable[[Path], object]:
+    """Another line in a file of an evaluation."""
+    return lambda run: lines_of(run, name, lambda lines: [*lines[:index], line, *lines[index + 1 :]])
+
+
+def another_source(run: Path) -> None:
+    lines_of(run, sentences.NAME, lambda lines: [lines[0].replace('"source": "', '"source": "z'), *lines[1:]])
+
+
+def another_score(run: Path) -> None:
+    ter = json.loads((run / "evaluation/scores.json").read_text())["ter"]
+    changed(run, ter={**ter, "score": 1.5})
+
+
+PLAIN, DEPTH, MEMORY = range(3)
+DEEP = '{"pieces": ["a"], "exits": [4]}'
+LOW = {"kind": "valid", "updates": 1, "loss": "low"}
+WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
+    "no scores": (MEMORY, lambda run: (run / "evaluation/scores.json").unlink(), ["holds no scores.json"]),
+    "no run": (DEPTH, shutil.rmtree, ["no such folder"]),
+    "no sentences": (PLAIN, lambda run: (run / "evaluation" / sentences.NAME).unlink(), [sentences.NAME, "missing"]),
+    "other text": (PLAIN, another_source, ["sentence 1", "another source"]),
+    "other signature": (
+        DEPTH, lambda run: changed(run, bleu={"score": 1.0, "signature": "nrefs:1|case:lc"}), ["signature"]
+    ),
+    "another score": (MEMORY, another_score, ["TER", "1.5", "score.sh --update"]),
+    "no number": (PLAIN, lambda run: changed(run, seconds="fast"), ["seconds must be a number", "'fast'"]),
+    "not finite": (PLAIN, lambda run: changed(run, parameters=float("nan")), ["parameters must be a number"]),
+    "exits of another kind": (DEPTH, lambda run: changed(run, exits=[1]), ["exits is damaged"]),
+    "slots of another kind": (MEMORY, lambda run: changed(run, slot_usage={"d2": {"used": 1}}), ["slot_usage.d2.kl"]),
+    "no exits": (DEPTH, lambda run: (run / "evaluation/exits.jsonl").unlink(), ["exits.jsonl: missing"]),
+    "an exit too deep": (DEPTH, replaced("exits.jsonl", 1, DEEP), ["exits.jsonl: line 2 is damaged"]),
+    "exits cut short": (DEPTH, lambda run: lines_of(run, "exits.jsonl", lambda lines: lines[:-1]), ["39 sentences"]),
+    "alignment cut short": (PLAIN, replaced("alignments.jsonl", 0, '{"number": 3, "sou'), ["line 1 is damaged"]),
+    "no picture": (MEMORY, lambda run: (run / "evaluation/slots-d2.png").unlink(), ["slots-d2.png: missing"]),
+    "half a picture": (
+        MEMORY, lambda run: (run / "evaluation/slots-d2.png").write_bytes(png()[:-20]), ["slots-d2.png: damaged"]
+    ),
+    "a loss that is none": (
+        PLAIN, lambda run: written(run / "progress.jsonl", [LOW]), ["progress.jsonl: loss must be a number"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_in_one_line(case: str, systems: list[Path], tmp_path: Path) -> None:
+    which, spoil, words = WRONG[case]
+    mine = [shutil.copytree(run, tmp_path / run.name) for run in systems]
+    (mine[0] / "report.html").write_text("the old page")
+    spoil(mine[which])
+    with pytest.raises(UserError) as error:
+        reported(*mine, "--samples", 100)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+    assert (mine[0] / "report.html").read_text() == "the old page"
+
+
+def test_wrong_calls(systems: list[Path], tmp_path: Path) -> None:
+    refused(recipe("report", systems[0], systems[0], "--output", tmp_path / "x.html"), "given twice")
+    assert recipe("report").returncode == 2
+    for option, value in (("samples", 5), ("seed", 0), ("sentences", -1)):
+        with pytest.raises(UserError, match=f"--{option} must be from"):
+            reported(systems[0], f"--{option}", value)
+    with pytest.raises(UserError, match="a folder; give the name of a file"):
+        reported(systems[0], "--output", tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        reported(systems[0], "--output", tmp_path / "none" / "x.html")
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("line", "reference", "spaced", "expected"), [
+    ("a b c", "a c", True, "a <mark>b</mark> c"),
+    ("a b c.", "x y z.", True, "<mark>a b c</mark>."),
+    ("", "a", True, ""),
+    ("A", "a", True, "<mark>A</mark>"),
+    ("你好世界", "你世界", False, "你<mark>好</mark>世界"),
+    ("हिन्दी है", "हिन्दी", True, "हिन्दी <mark>है</mark>"),
+    ("a<b", "a", True, "a<mark>&lt;b</mark>"),
+])  # fmt: skip
+def test_what_the_reference_lacks_is_marked(line: str, reference: str, spaced: bool, expected: str) -> None:
+    assert markup.marked(line, reference, spaced=spaced, lowercase=False) == expected
+
+
+def test_case_counts_only_where_bleu_counts_it() -> None:
+    assert markup.marked("A b", "a B", spaced=True, lowercase=True) == "A b"
+
+
+def test_long_lines_take_no_longer() -> None:
+    line = "a b " * 20_000
+    found = markup.marked(line, "b a " * 20_000, spaced=True, lowercase=False)
+    assert found.replace("<mark>", "").replace("</mark>", "") == line
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (2.3, 11.9), (5, 5), (0, 0), (-3, 4e6), (1e-7, 2e-7)])
+def test_ticks_enclose_what_they_are_for(low: float, high: float) -> None:
+    found = charts.ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    assert 2 <= len(found) <= 12
+    steps = [b - a for a, b in pairwise(found)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    assert steps[0] > 0
+
+
+def test_labels_tell_systems_apart(systems: list[Path]) -> None:
+    from recipes import shown
+
+    opened = [comparing.open_system(run) for run in systems]
+    assert shown.labels(opened) == ["plain", "depth<b>", "memory"]
+    again = comparing.System(str(systems[0] / "evaluation"), systems[0], opened[0].scores, opened[0].sentences)
+    assert shown.labels([opened[0], again]) == ["plain", "evaluation"]
+    assert shown.labels(opened[:1]) == ["plain"]
