@@ -209,7 +209,7 @@ def cost_section(systems: Sequence[Shown]) -> str:
                 figure(scores["tokens_per_second"], "{:,.0f}", of="tokens_per_second"),
                 figure(told.get("mean"), of="exits.mean"),
                 figure(told.get("mflops_per_token"), of="exits.mflops_per_token"),
-                text(comparing.search(system.system)),
+                text(decoded_with(system)),
                 f"{text(str(scores['device']))}, {figure(scores['threads'], '{:,}', of='threads')} "
                 f"thread{'s' * (scores['threads'] != 1)}",
             ]
@@ -218,6 +218,12 @@ def cost_section(systems: Sequence[Shown]) -> str:
             "mean exit", "MFLOP a token", "decoded with", "on"]  # fmt: skip
     told = "<p>Times can be compared where the machine, its load and the threads were the same.</p>"
     return table("Parameters, training and decoding", head, rows, keys=keys(systems)) + told
+
+
+def decoded_with(system: Shown) -> str:
+    """Search, checkpoint, and the model's options that were changed."""
+    overrides = [f"{name} {value}" for name, value in system.scores.get("overrides", {}).items()]
+    return "; ".join([comparing.search(system.system), *overrides])
 
 
 def exit_colours(systems: Sequence[Shown]) -> str:

@@ -77,6 +77,8 @@ def check_figures(system: System) -> None:
             raise UserError(f"{path}: exits is damaged; {AGAIN}")
         check(told, ("mean", "blocks", "mflops_per_token", "mflops_per_token_full_depth"), "exits.")
         check(told["tokens"], list(told["tokens"]), "exits.tokens.")
+    if not isinstance(scores.get("overrides", {}), dict):
+        raise UserError(f"{path}: overrides is damaged; {AGAIN}")
     usage = scores.get("slot_usage", {})
     if not isinstance(usage, dict) or not all(isinstance(layer, dict) for layer in usage.values()):
         raise UserError(f"{path}: slot_usage is damaged; {AGAIN}")

