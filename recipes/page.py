@@ -204,7 +204,7 @@ def cost_section(systems: Sequence[Shown]) -> str:
                 name,
                 figure(scores["parameters"], "{:,}", of="parameters"),
                 figure(scores.get("updates"), "{:,}", of="updates"),
-                figure(scores.get("training_seconds"), "{:,.1f}", of="training_seconds", scale=1 / 60),
+                figure(scores.get("checkpoint_seconds"), "{:,.1f}", of="checkpoint_seconds", scale=1 / 60),
                 figure(scores["seconds"], "{:,.1f}", of="seconds"),
                 figure(scores["tokens_per_second"], "{:,.0f}", of="tokens_per_second"),
                 figure(told.get("mean"), of="exits.mean"),
@@ -214,7 +214,7 @@ def cost_section(systems: Sequence[Shown]) -> str:
                 f"thread{'s' * (scores['threads'] != 1)}",
             ]
         )
-    head = ["system", "parameters", "updates", "minutes of training", "seconds of decoding", "sub-words a second",
+    head = ["system", "parameters", "updates", "minutes of training to the checkpoint", "seconds of decoding", "sub-words a second",
             "mean exit", "MFLOP a token", "decoded with", "on"]  # fmt: skip
     told = "<p>Times can be compared where the machine, its load and the threads were the same.</p>"
     return table("Parameters, training and decoding", head, rows, keys=keys(systems)) + told

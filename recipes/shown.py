@@ -17,7 +17,7 @@ from recipes.runs import Run
 AGAIN = "evaluate anew (recipes/evaluate.sh)"
 # Figures of scores.json that a report needs, and those it shows where there are any.
 NEEDED = ("beam", "lenpen", "parameters", "seconds", "tokens_per_second", "threads")
-OPTIONAL = ("updates", "training_seconds", "checkpoint_seconds")
+OPTIONAL = ("updates", "training_seconds", "checkpoint_seconds")  # all of them for scoring.table
 
 
 @dataclass(frozen=True)

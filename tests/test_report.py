@@ -64,7 +64,7 @@ def three_systems(folder: Path, count: int = 40) -> list[Path]:
     plain, depth, memory = (translated(references, seed, errors) for seed, errors in ((1, 0.3), (2, 0.28), (3, 0.6)))
     depth[0], memory[0] = HOSTILE, "long" * 4000
     found = [folder / name for name in ("plain", "depth<b>", "memory")]
-    facts = {"target_language": "en", "updates": 1234, "training_seconds": 567.8}
+    facts = {"target_language": "en", "updates": 1234, "training_seconds": 567.8, "checkpoint_seconds": 432.1}
     evaluation(found[0] / "evaluation", sources, references, plain, **facts)
     words = {"number": 3, "source": ["ein", "Hund", "</s>"], "target": ["a", "dog"]}
     written(found[0] / "evaluation/alignments.jsonl", [{**words, "weights": [[0.9, 0.06, 0.04], [0.1, 0.8, 0.1]]}])
@@ -150,7 +150,7 @@ def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) 
         "[Number(data.closest('tr').dataset.system), data.dataset.figure, data.value, data.textContent])"
     )
     every = [json.loads((run / "evaluation/scores.json").read_text()) for run in systems]
-    percent, minutes = {"slot_usage.d2.used": 100}, {"training_seconds": 1 / 60}
+    percent, minutes = {"slot_usage.d2.used": 100}, {"checkpoint_seconds": 1 / 60}
     seen: dict[str, int] = {}
     for number, name, value, text in found:
         if name.startswith("test."):
@@ -162,7 +162,7 @@ def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) 
         assert text.rstrip("%") == f"{shown:,.{digits}f}", (number, name)
         seen[name] = seen.get(name, 0) + 1
     scored = [f"{metric}.score" for metric in ("bleu", "chrf", "ter", "tokenised_bleu")]
-    everywhere = [*scored, "parameters", "updates", "training_seconds", "seconds", "tokens_per_second", "threads"]
+    everywhere = [*scored, "parameters", "updates", "checkpoint_seconds", "seconds", "tokens_per_second", "threads"]
     exits = {"exits.mean": 2, "exits.mflops_per_token": 1, "exits.mflops_per_token_full_depth": 1}
     exits |= {f"exits.tokens.{n}": 1 for n in range(1, BLOCKS + 1)}
     assert seen == {**dict.fromkeys(everywhere, 3), **exits, "slot_usage.d2.used": 1, "slot_usage.d2.kl": 1}
