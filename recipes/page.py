@@ -214,8 +214,8 @@ def cost_section(systems: Sequence[Shown]) -> str:
                 f"thread{'s' * (scores['threads'] != 1)}",
             ]
         )
-    head = ["system", "parameters", "updates", "minutes of training to the checkpoint", "seconds of decoding", "sub-words a second",
-            "mean exit", "MFLOP a token", "decoded with", "on"]  # fmt: skip
+    head = ["system", "parameters", "updates", "minutes of training to the checkpoint", "seconds of decoding",
+            "sub-words a second", "mean exit", "MFLOP a token", "decoded with", "on"]  # fmt: skip
     told = "<p>Times can be compared where the machine, its load and the threads were the same.</p>"
     return table("Parameters, training and decoding", head, rows, keys=keys(systems)) + told
 
