@@ -29,7 +29,7 @@ SMALL = {
     "depth_adaptive_iwslt_halting": f"{TRANSFORMER} --exit-training mixed",
     "memory_transformer_iwslt": f"{TRANSFORMER} {MEMORY} --memory-decoder-layers 1,2 --memory-share-table",
     "memory_transformer_lm": f"{MEMORY} --decoder-layers 3 --decoder-attention-heads 2",
-    "pervasive": f"{PERVASIVE} --resnet-ffn-dim 32 --convnet-bottleneck 16",
+    "pervasive": f"{PERVASIVE} --resnet-ffn-dim 32",
     "pervasive_densenet": f"{PERVASIVE} --densenet-growth 4 --aggregator attn",
 }
 FEW = "--max-tokens 300 --update-freq 1 --max-update 3 --log-interval 1"
