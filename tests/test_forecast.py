@@ -36,7 +36,13 @@ def test_every_model_can_be_foretold(model: str, iwslt: Path, capsys: pytest.Cap
     assert f"--save-dir {iwslt}/runs/iwslt14.de-en/{model}/checkpoints" in told
     assert int(re.search(r"^parameters: ([\d,]+)$", told, flags=re.M)[1].replace(",", "")) > 100_000  # type: ignore[index]
     amounts = re.findall(r"^  (\w+ ?\w*) +([\d.]+ [MG]B)", told, flags=re.M)
-    assert [name.strip() for name, _ in amounts] == ["parameters", "gradients", "optimizer", "largest batch", "together"]
+    assert [name.strip() for name, _ in amounts] == [
+        "parameters",
+        "gradients",
+        "optimizer",
+        "largest batch",
+        "together",
+    ]
     assert re.search(r"^time, estimated: \S+ s an update, .+ to the end", told, flags=re.M)
     assert not (iwslt / "runs").exists()
 
