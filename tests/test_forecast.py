@@ -36,13 +36,8 @@ def test_every_model_can_be_foretold(model: str, iwslt: Path, capsys: pytest.Cap
     assert f"--save-dir {iwslt}/runs/iwslt14.de-en/{model}/checkpoints" in told
     assert int(re.search(r"^parameters: ([\d,]+)$", told, flags=re.M)[1].replace(",", "")) > 100_000  # type: ignore[index]
     amounts = re.findall(r"^  (\w+ ?\w*) +([\d.]+ [MG]B)", told, flags=re.M)
-    assert [name.strip() for name, _ in amounts] == [
-        "parameters",
-        "gradients",
-        "optimizer",
-        "largest batch",
-        "together",
-    ]
+    names = [name.strip() for name, _ in amounts]
+    assert names == ["parameters", "gradients", "optimizer", "largest batch", "together"]
     assert re.search(r"^time, estimated: \S+ s an update, .+ to the end", told, flags=re.M)
     assert not (iwslt / "runs").exists()
 
@@ -80,7 +75,7 @@ def test_peak_of_tensors() -> None:
 
 @pytest.mark.parametrize("model", ["transformer", "pervasive_small", "memory_transformer"])
 def test_a_part_of_a_batch_tells_of_the_whole(model: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = planned("toy", model, data, "--bf16", "False")
+    asked = planned("toy", model, data, "--bf16", "False", "--batch-size", "32")
     part = forecast.expect(asked).largest
     monkeypatch.setattr(forecast, "SHARE", 1)
     whole = forecast.expect(asked).largest
