@@ -1,8 +1,8 @@
 """What a training will need: memory, updates and time, before it is begun.
 
 Parameters, gradients and the optimizer's states follow from the model. What the passes over a batch need is found by a
-forward and backward pass over a few sentences of two real batches, here on the CPU: of the one with the most positions
-for the memory, of the middle one for the time; both are scaled to the whole batch. `measure` trains some updates.
+forward and backward pass over a few sentences of real batches, here on the CPU: of the largest for the memory, of the
+middle one for the time; both are scaled to the whole batch. `measure` trains some updates.
 """
 
 import dataclasses
@@ -108,7 +108,11 @@ def expect(plan: Plan) -> Forecast:
             model.bfloat16()  # as large as float16, which CPUs do not compute with
         model.train()
         by_size = sorted(batches, key=lambda batch: _positions(dataset, batch))
-        largest, middle = (_try(model, criterion, dataset, by_size[i]) for i in (-1, len(by_size) // 2))
+        # Logits grow with the tokens, of which a batch of shorter sentences may hold more.
+        wide = max(batches, key=lambda batch: _tokens(dataset, batch))
+        trials = [_try(model, criterion, dataset, batch) for batch in (by_size[-1], wide)]
+        largest = max(trials, key=lambda trial: trial.bytes * trial.factor)
+        middle = _try(model, criterion, dataset, by_size[len(by_size) // 2])
     update_freq = _number(found.optimization.update_freq)
     batches_an_update = update_freq * plan.all_processes
     updates, epochs = _limits(plan, len(batches), batches_an_update)
@@ -153,10 +157,20 @@ def _lengths(dataset: Any, sentence: int) -> tuple[int, ...]:
     return tuple(map(int, size)) if hasattr(size, "__len__") else (int(size),)
 
 
+def _longest(dataset: Any, batch: Sequence[int]) -> tuple[int, ...]:
+    """The longest source and the longest target of a batch, or the longest text."""
+    return tuple(max(lengths) for lengths in zip(*(_lengths(dataset, i) for i in batch), strict=True))
+
+
 def _positions(dataset: Any, batch: Sequence[int]) -> int:
     """Sentences times the longest source times the longest target: cells of a grid, weights of an attention."""
-    longest = [max(lengths) for lengths in zip(*(_lengths(dataset, i) for i in batch), strict=True)]
+    longest = _longest(dataset, batch)
     return len(batch) * longest[0] * longest[-1]
+
+
+def _tokens(dataset: Any, batch: Sequence[int]) -> int:
+    """Sub-words of a batch, padding included."""
+    return len(batch) * sum(_longest(dataset, batch))
 
 
 def _try(model: Any, criterion: Any, dataset: Any, batch: Sequence[int]) -> Trial:
@@ -175,8 +189,7 @@ def _try(model: Any, criterion: Any, dataset: Any, batch: Sequence[int]) -> Tria
     used = peak_bytes(passes)
     begun = time.perf_counter()
     passes()
-    shape = tuple(max(lengths) for lengths in zip(*(_lengths(dataset, i) for i in longest), strict=True))
-    return Trial(len(batch), tried, shape, used, time.perf_counter() - begun)
+    return Trial(len(batch), tried, _longest(dataset, longest), used, time.perf_counter() - begun)
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
@@ -317,7 +330,7 @@ def table(found: Forecast, measured: Measured | None) -> str:
     lines = [f"parameters: {found.parameters:,}", "memory, estimated:"]
     lines += [f"  {name:<14} {value:>9}   {note}".rstrip() for name, value, note in rows]
     if measured is not None and measured.bytes is not None:
-        what = "the largest process" if found.device == "cpu" else "tensors on the first GPU"
+        what = "the largest process, PyTorch and all" if found.device == "cpu" else "tensors on the first GPU"
         lines += [f"memory, measured: {size(measured.bytes)} ({what}, {measured.updates} updates)"]
     lines += [
         f"batches: {found.batches:,} an epoch, of {found.sentences / found.batches:.1f} sentences on average; "
