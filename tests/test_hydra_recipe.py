@@ -77,7 +77,7 @@ def test_both_forms_give_the_same_bits(model: str, data: Path, tmp_path: Path) -
 
 
 def test_a_run_may_change_its_form(data: Path, mini: Path, finished: Path, tmp_path: Path) -> None:
-    """Begun by Hydra, resumed by the command line, it is the run that was never interrupted; and it can be scored."""
+    """Begun by Hydra, resumed by the command line, it is the run that was never interrupted."""
     call = ["toy", mini, "--data", data, "--runs", tmp_path]
     done = recipe("train", *call, "--cpu", "--hydra", "--", "--max-epoch", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -89,9 +89,6 @@ def test_a_run_may_change_its_form(data: Path, mini: Path, finished: Path, tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from checkpoint" in done.stdout
     assert_same_training(tmp_path, finished)
-    done = recipe("evaluate", *call, "--cpu", "--pictures", 0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("BLEU = ")
 
 
 def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, tmp_path: Path) -> None:
