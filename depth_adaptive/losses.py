@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from depth_adaptive.ops import cross_entropy_
+
 # omega_n of equation 4.
 WEIGHTINGS = {
     "uniform": lambda n: 1.0,
@@ -47,20 +49,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, CHUNK // v)
         for begin in range(0, m, rows):
             part = slice(begin, begin + rows)
-            target = targets[part, None]
-            lprobs = torch.log_softmax((features[part] @ weight.t()).to(exact), dim=-1)  # (rows, V)
-            chosen = lprobs.gather(1, target).squeeze(1)
-            likelihood[part] = chosen
-            correct[part] = lprobs.argmax(1) == target.squeeze(1)
-            loss -= kept * chosen.sum() + spread * lprobs.sum()
-            if any(wanted):
-                gradient = lprobs.exp_().sub_(spread)
-                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -kept))
-                gradient = gradient.to(features.dtype)
-                if d_features is not None:
-                    d_features[part] = gradient @ weight
-                if d_weight is not None:
-                    d_weight += (gradient.t() @ features[part]).to(exact)
+            logits = features[part] @ weight.t()  # (rows, V), and then their gradient
+            likelihood[part], total, correct[part] = cross_entropy_(
+                logits, targets[part], kept=kept, spread=spread, gradient=any(wanted)
+            )
+            loss -= kept * likelihood[part].sum() + spread * total.sum()
+            if d_features is not None:
+                d_features[part] = logits @ weight
+            if d_weight is not None:
+                d_weight += (logits.t() @ features[part]).to(exact)
         ctx.save_for_backward(d_features, None if d_weight is None else d_weight.to(weight.dtype))
         ctx.mark_non_differentiable(likelihood, correct)
         return loss, likelihood, correct

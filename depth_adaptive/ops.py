@@ -1,10 +1,11 @@
-"""Attention of one query a row to keys and values that lie anywhere in a table: what a step of decoding does most.
+"""The native operators: attention to keys and values that lie anywhere in a table, of which a step of decoding consists,
+and the cross-entropy of all logits of an exit, of which a step of training has N.
 
-Axes: A queries, M rows of memory, X lists of t places, H heads, D dimension. On the CPU the native kernel (``csrc/``,
-threaded and vectorised) reads keys and values where they lie; its twin, the definition, copies them together first, and
-runs on other devices, in other number formats, with gradients and where the extension is not built.
+Axes: A queries, M rows of memory or of logits, X lists of t places, H heads, D dimension, V vocabulary. On the CPU the
+native kernels (``csrc/``, threaded and vectorised) read and write in place what their twins, the definitions, copy. The
+twins run on other devices, in other number formats and where the extension is not built.
 
-The kernel's results do not depend on the number of threads, bit for bit.
+The kernels' results do not depend on the number of threads, bit for bit.
 """
 
 import torch
@@ -53,7 +54,55 @@ def torch_attend(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor 
     return torch.where(real.any(-1, keepdim=True), found, 0).flatten(1)
 
 
+def cross_entropy_(
+    logits: Tensor, targets: Tensor, *, kept: float, spread: float, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row, the log-probability of its target, the sum of all log-probabilities, and whether the target is best.
+
+    Args:
+        logits: (M, V), contiguous; afterwards they hold the gradient of -kept · first result - spread · second result
+            if ``gradient`` is set, and anything otherwise.
+        targets: (M,) int64.
+        kept: weight of the target.
+        spread: weight of each word.
+        gradient: whether the gradient is wanted.
+
+    Returns:
+        (M,) in float32 or better, (M,) likewise, and (M,) bool: of equal logits the first is the best.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit.
+        IndexError: targets out of range.
+    """
+    if built and logits.device.type == "cpu" and logits.dtype in NATIVE_DTYPES:
+        return torch.ops.depth_adaptive.cross_entropy_(logits, targets, kept, spread, gradient)
+    return torch_cross_entropy_(logits, targets, kept=kept, spread=spread, gradient=gradient)
+
+
+def torch_cross_entropy_(
+    logits: Tensor, targets: Tensor, *, kept: float, spread: float, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twin of :func:`cross_entropy_`."""
+    targets = targets[:, None]
+    lprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    likelihood, total = lprobs.gather(1, targets).squeeze(1), lprobs.sum(1)
+    right = lprobs.argmax(1) == targets.squeeze(1)
+    if gradient:
+        # The weights sum to kept + V · spread, by which the probabilities count.
+        slope = lprobs.exp_().mul_(kept + spread * logits.size(1)).sub_(spread)
+        logits.copy_(slope.scatter_add_(1, targets, slope.new_full(targets.shape, -kept)))
+    return likelihood, total, right
+
+
 if built:
+
+    @torch.library.register_fake("depth_adaptive::cross_entropy_")
+    def _(
+        logits: Tensor, targets: Tensor, kept: float, spread: float, gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        rows = logits.shape[:1]
+        return logits.new_empty(rows, dtype=wide), logits.new_empty(rows, dtype=wide), logits.new_empty(rows).bool()
 
     @torch.library.register_fake("depth_adaptive::attend")
     def _(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:

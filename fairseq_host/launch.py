@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fairseq_host import data
+from fairseq_host import attention, data
 from fairseq_host.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def prepare_precision(cfg: Any) -> None:
         raise UserError("--amp has no effect on the CPU; use --bf16 there, or leave it out")
     if cfg.common.fp16:
         cfg.common.fp16_no_flatten_grads = True  # flattening asks CUDA for its device
+    attention.prefer_products_for_short_rows(cfg)
 
 
 def _prepare_processes(cfg: Any, on_gpu: bool) -> None:

@@ -1,4 +1,4 @@
-"""depth_adaptive's operator against its twin and against sums written out, and products with packed weights."""
+"""depth_adaptive's operators against their twins and against sums written out, and products with packed weights."""
 
 import copy
 import pickle
@@ -130,6 +130,95 @@ def test_gradients_and_other_formats_take_the_twin() -> None:
     assert torch.autograd.gradcheck(lambda q, m: ops.attend(q, m, places, None, 2), (q, memory))
     half = ops.attend(q.detach().half(), memory.detach().half(), places, None, 2)
     torch.testing.assert_close(half.double(), ops.attend(q, memory, places, None, 2).detach(), rtol=0, atol=2e-3)
+
+
+# ---- cross-entropy ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    words=st.integers(1, 70),
+    smoothing=st.sampled_from([0.0, 0.1, 0.7]),
+    size=st.sampled_from([1e-3, 1.0, 30.0]),
+    ties=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1 << 30),
+)
+def test_cross_entropy_is_the_one_of_autograd(
+    rows: int, words: int, smoothing: float, size: float, ties: bool, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = (torch.randn(rows, words, dtype=torch.float64) * size).to(dtype)
+    if ties:
+        logits = logits.round()
+    targets = torch.randint(0, words, (rows,))
+    exact = logits.double().requires_grad_()
+    lprobs = torch.stack([row - row.exp().sum().log() for row in exact]) if rows else exact
+    chosen, total = lprobs[range(rows), targets], lprobs.sum(1)
+    (-(1 - smoothing) * chosen - smoothing / words * total).sum().backward()
+    right = [row.index(max(row)) == target for row, target in zip(logits.tolist(), targets.tolist(), strict=True)]
+    for run in (ops.cross_entropy_, ops.torch_cross_entropy_):
+        given = logits.clone()
+        found = run(given, targets, kept=1 - smoothing, spread=smoothing / words, gradient=True)
+        tolerance = 1e-10 if dtype == torch.float64 else 2e-6
+        torch.testing.assert_close(found[0].double(), chosen.detach(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found[1].double(), total.detach(), rtol=tolerance, atol=tolerance * words)
+        assert found[2].tolist() == right
+        torch.testing.assert_close(given.double(), exact.grad, rtol=0, atol=TOLERANCE[dtype] / 4)
+
+
+@pytest.mark.parametrize("words", [6000, 50_001])
+def test_cross_entropy_of_many_words(words: int) -> None:
+    torch.manual_seed(1)
+    logits, targets = torch.randn(3, words), torch.randint(0, words, (3,))
+    lprobs = logits.double().log_softmax(1)
+    likelihood, total, _ = ops.cross_entropy_(logits, targets, kept=0.9, spread=0.0, gradient=False)
+    torch.testing.assert_close(likelihood.double(), lprobs[range(3), targets], rtol=1e-6, atol=0)
+    torch.testing.assert_close(total.double(), lprobs.sum(1), rtol=1e-6, atol=0)
+
+
+def test_cross_entropy_takes_large_and_impossible_logits() -> None:
+    logits = torch.tensor([[1e4, -1e4, -torch.inf], [-torch.inf, 3.0, 3.0], [0.0, torch.nan, 0.0]])
+    likelihood, _, right = ops.cross_entropy_(logits, torch.tensor([1, 2, 0]), kept=1.0, spread=0.0, gradient=True)
+    torch.testing.assert_close(likelihood[:2], torch.tensor([-2e4, -(2**0.0) * 0.6931472]))
+    assert likelihood[2].isnan()
+    assert right[:2].tolist() == [False, False]  # the second of two equal ones
+    torch.testing.assert_close(logits[:2], torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.5, -0.5]]))
+
+
+def test_threads_do_not_change_a_bit_of_the_cross_entropy() -> None:
+    torch.manual_seed(1)
+    logits, targets = torch.randn(37, 3001), torch.randint(0, 3001, (37,))
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        given = logits.clone()
+        found.append([*ops.cross_entropy_(given, targets, kept=0.9, spread=1e-4, gradient=True), given])
+    torch.set_num_threads(before)
+    for one, two, five in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, five)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error", "message"),
+    [
+        (torch.zeros(2), torch.zeros(2, dtype=torch.long), RuntimeError, r"contiguous \(rows, V\)"),
+        (torch.zeros(4, 2).t(), torch.zeros(2, dtype=torch.long), RuntimeError, "contiguous"),
+        (torch.zeros(2, 4), torch.zeros(2), RuntimeError, "targets must be int64"),
+        (torch.zeros(2, 4), torch.zeros(3, dtype=torch.long), RuntimeError, "targets must be int64"),
+        (torch.zeros(2, 4), torch.tensor([0, 4]), IndexError, "targets must be below 4 and at least 0, given 4"),
+        (torch.zeros(2, 4), torch.tensor([0, -1]), IndexError, "given -1"),
+    ],
+    ids=str,
+)
+def test_wrong_inputs_of_the_cross_entropy(
+    logits: Tensor, targets: Tensor, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ops.cross_entropy_(logits, targets, kept=1.0, spread=0.0, gradient=True)
 
 
 def test_operations_are_counted() -> None:

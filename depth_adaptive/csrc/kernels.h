@@ -1,6 +1,6 @@
-// The inner loop of depth_adaptive's CPU operator: one thread's work on plain pointers, without PyTorch.
+// The inner loops of depth_adaptive's CPU operators: one thread's work on plain pointers, without PyTorch.
 //
-// It exists once per number format and instruction set; `kernels<T>(level)` hands out a table of it.
+// They exist once per number format and instruction set; `kernels<T>(level)` hands out a table of them.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,15 @@ struct Kernels {
   // scores: memory of heads * count.
   void (*attend)(int64_t heads, int64_t width, int64_t count, const int64_t* places, const T* query, const T* memory,
                  A* scores, T* out);
+
+  // Cross-entropy of one row of `count` logits. likelihood: the target's log-probability; total: the sum of all
+  // log-probabilities; right: whether no logit is larger than the target's, nor as large before it. If `gradient`, the
+  // logits become (kept + count * spread) * probability - spread, at the target - kept as well. scratch: memory of count.
+  void (*cross_entropy)(int64_t count, int64_t target, A kept, A spread, bool gradient, T* logits, A* scratch,
+                        A* likelihood, A* total, bool* right);
 };
 
-// The loop for `level`, or for the best level below it that this build has.
+// The loops for `level`, or for the best level below it that this build has.
 template <class T>
 const Kernels<T>& kernels(Level level);
 

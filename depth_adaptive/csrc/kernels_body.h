@@ -87,8 +87,60 @@ void attend(int64_t heads, int64_t width, int64_t count, const int64_t* places, 
 }
 
 template <class T>
+void cross_entropy(int64_t count, int64_t target, Acc<T> kept, Acc<T> less, bool gradient, T* logits, Acc<T>* scratch,
+                   Acc<T>* likelihood, Acc<T>* total_likelihood, bool* right) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int64_t L = lanes<A>();
+  const int64_t whole = count / L * L, rest = count - whole;
+  V most = spread(-(A)INFINITY), sums = {};
+  for (int64_t c = 0; c < whole; c += L) {
+    const V x = load(logits + c);
+    store(scratch + c, x);
+    most = x > most ? x : most;
+    sums += x;
+  }
+  A lane[L], high = -(A)INFINITY, sum = total(sums);
+  store(lane, most);
+  for (int64_t l = 0; l < L; ++l) high = lane[l] > high ? lane[l] : high;
+  if (rest) {
+    const V x = load_some(logits + whole, rest);
+    store_some(scratch + whole, x, rest);
+    for (int64_t c = whole; c < count; ++c) {
+      high = scratch[c] > high ? scratch[c] : high;
+      sum += scratch[c];
+    }
+  }
+  const A chosen = scratch[target];
+  *right = chosen == high;
+  for (int64_t c = 0; *right && c < target; ++c) *right = scratch[c] != high;
+  V powers = {};
+  for (int64_t c = 0; c < whole; c += L) {
+    const V y = exponential(load(scratch + c) - high);
+    store(scratch + c, y);
+    powers += y;
+  }
+  A power = total(powers);
+  if (rest) {
+    store_some(scratch + whole, exponential(load_some(scratch + whole, rest) - high), rest);
+    for (int64_t c = whole; c < count; ++c) power += scratch[c];
+  }
+  const A log_sum = high + std::log(power);
+  *likelihood = chosen - log_sum;
+  *total_likelihood = sum - (A)count * log_sum;
+  if (!gradient) return;
+  const A part = (kept + (A)count * less) / power;  // by the sum of all weights
+  const V scale = spread(part), lower = spread(-less);
+  // The target's on its own: in bfloat16 the difference is rounded once.
+  const A at_target = scratch[target] * part - less - kept;
+  for (int64_t c = 0; c < whole; c += L) store(logits + c, multiply_add(load(scratch + c), scale, lower));
+  if (rest) store_some(logits + whole, multiply_add(load_some(scratch + whole, rest), scale, lower), rest);
+  store_some(logits + target, spread(at_target), 1);
+}
+
+template <class T>
 const Kernels<T>& table(const T*) {
-  static const Kernels<T> entries = {attend<T>};
+  static const Kernels<T> entries = {attend<T>, cross_entropy<T>};
   return entries;
 }
 

@@ -1,8 +1,8 @@
-// depth_adaptive's CPU operator: checks, scratch memory and threads around the loop of kernels.h, and its registration
-// with PyTorch. ops.py defines the schema and says what the operator means.
+// depth_adaptive's CPU operators: checks, scratch memory and threads around the loops of kernels.h, and their
+// registration with PyTorch. ops.py says what the operators mean.
 //
-// Axes: A queries, M rows of memory, X lists of t places, D dimension. No result depends on the number of threads: each
-// query is one thread's.
+// Axes: A queries, M rows of memory, X lists of t places, D dimension, V vocabulary. No result depends on the number of
+// threads: each query or row is one thread's.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -24,10 +25,10 @@ using native::dispatch;
 using native::level;
 using native::mutable_data;
 
-void check_range(const char* name, const Tensor& x, int64_t end, bool below_zero) {
+void check_range(const char* op, const char* name, const Tensor& x, int64_t end, bool below_zero) {
   const int64_t* all = data<int64_t>(x);
   for (int64_t i = 0; i < x.numel(); ++i)
-    TORCH_CHECK_INDEX(all[i] < end && (below_zero || all[i] >= 0), "attend: ", name, " must be below ", end,
+    TORCH_CHECK_INDEX(all[i] < end && (below_zero || all[i] >= 0), op, ": ", name, " must be below ", end,
                       below_zero ? "" : " and at least 0", ", given ", all[i]);
 }
 
@@ -48,8 +49,8 @@ Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places,
   const Tensor p = places.contiguous(), rows = memory.contiguous();
   const Tensor chosen = lists ? lists->contiguous() : Tensor();
   const Tensor q = queries.stride(1) == 1 ? queries : queries.contiguous();
-  check_range("places", p, rows.size(0), true);
-  if (lists) check_range("lists", chosen, p.size(0), false);
+  check_range("attend", "places", p, rows.size(0), true);
+  if (lists) check_range("attend", "lists", chosen, p.size(0), false);
   Tensor out = at::empty({count, dim}, queries.options());
   dispatch("attend", queries, [&](auto type) {
     using T = decltype(type);
@@ -68,13 +69,49 @@ Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places,
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_(Tensor& logits, const Tensor& targets, double kept, double spread,
+                                                  bool gradient) {
+  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous(), "cross_entropy_: logits must be contiguous (rows, V), given ",
+              logits.sizes());
+  const int64_t rows = logits.size(0), words = logits.size(1);
+  TORCH_CHECK(targets.dim() == 1 && targets.size(0) == rows && targets.scalar_type() == at::kLong,
+              "cross_entropy_: targets must be int64 (", rows, "), given ", targets.scalar_type(), " ",
+              targets.sizes());
+  const Tensor t = targets.contiguous();
+  check_range("cross_entropy_", "targets", t, words, false);
+  const auto options = logits.options().dtype(native::wide_type(logits));
+  Tensor likelihood = at::empty({rows}, options), total = at::empty({rows}, options);
+  Tensor right = at::empty({rows}, logits.options().dtype(at::kBool));
+  dispatch("cross_entropy_", logits, [&](auto type) {
+    using T = decltype(type);
+    using A = native::Acc<T>;
+    const auto& loops = kernels<T>(level());
+    at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, words)),
+                     [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch(words);
+      for (int64_t i = begin; i < end; ++i)
+        loops.cross_entropy(words, data<int64_t>(t)[i], (A)kept, (A)spread, gradient,
+                            mutable_data<T>(logits) + i * words, scratch.data(), mutable_data<A>(likelihood) + i,
+                            mutable_data<A>(total) + i, mutable_data<bool>(right) + i);
+    });
+  });
+  return {likelihood, total, right};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(depth_adaptive, m) {
   m.def("attend(Tensor queries, Tensor memory, Tensor places, Tensor? lists, int heads) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def(
+      "cross_entropy_(Tensor(a!) logits, Tensor targets, float kept, float spread, bool gradient) -> (Tensor, Tensor, "
+      "Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(depth_adaptive, CPU, m) { m.impl("attend", attend); }
+TORCH_LIBRARY_IMPL(depth_adaptive, CPU, m) {
+  m.impl("attend", attend);
+  m.impl("cross_entropy_", cross_entropy_);
+}
 
 }  // namespace depth_adaptive
