@@ -97,9 +97,7 @@ def torch_cross_entropy_(
 if built:
 
     @torch.library.register_fake("depth_adaptive::cross_entropy_")
-    def _(
-        logits: Tensor, targets: Tensor, kept: float, spread: float, gradient: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _(logits: Tensor, targets: Tensor, kept: float, spread: float, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(logits.dtype, torch.float32)
         rows = logits.shape[:1]
         return logits.new_empty(rows, dtype=wide), logits.new_empty(rows, dtype=wide), logits.new_empty(rows).bool()

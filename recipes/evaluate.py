@@ -219,22 +219,11 @@ def recover(final: Path) -> None:
     """Clear away what a killed evaluation has left beside `final`, and put back what it had moved away."""
     for left in final.parent.glob(f".{final.name}.*"):
         found = re.fullmatch(r"\.(new|old)\.(\d+)\..+", left.name.removeprefix(f".{final.name}"))
-        if found is None or alive(int(found[2])):
+        if found is None or runs.alive(int(found[2])):
             continue
         if found[1] == "old" and (left / "old").is_dir() and not final.exists():
             (left / "old").rename(final)
         shutil.rmtree(left, ignore_errors=True)
-
-
-def alive(process: int) -> bool:
-    """Whether there is a process of that number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """BLEU against the mean exit, of several evaluations: `python -m recipes.exits EVALUATION...` (recipes/exits.sh)."""
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from typing import Any
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
-from recipes import runs
+from recipes import comparing, runs, shown
+from recipes.comparing import System
 
-# What evaluations must have in common to stand in one table.
-SAME = ("corpus", "corpus_fingerprint", "split", "sentences", "beam", "lenpen", "device", "threads")
+# What evaluations must have in common, beside the sentences and the scoring, for their times to stand in one table.
+SAME = ("beam", "lenpen", "device", "threads")
 COLUMNS = (
     ("exits", "exits"),
     ("mean exit", "mean"),
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "time in a table, and a picture of BLEU against the mean exit. Models without exits are drawn at their depth.",
     )
     found.add_argument(
-        "evaluations", metavar="EVALUATION", nargs="+", type=Path, help="a folder that recipes/evaluate.sh has written"
+        "evaluations", metavar="EVALUATION", nargs="+", type=Path, help="the folder of an evaluation, or a run"
     )
     found.add_argument(
         "--output", metavar="DIR", type=Path, help="where to write exits.md and exits.png (default: beside the first)"
@@ -41,42 +41,35 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """scores.json of an evaluation of a translation model; else a UserError."""
-    path = folder / "scores.json"
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; give the folder of an evaluation (recipes/evaluate.sh)") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not JSON'}; evaluate anew") from None
-    needed = {*SAME, "bleu", "seconds", "tokens_per_second", "blocks", "overrides"}
-    lacking = sorted(needed - set(scores)) if isinstance(scores, dict) else ["everything"]
-    if lacking:
-        raise UserError(f"{path}: has no {lacking[0]}; evaluate a translation model anew (recipes/evaluate.sh)")
-    return scores
+def read(given: Path) -> System:
+    """The evaluation in `given`, with the figures that the table shows; else a UserError."""
+    system = comparing.open_system(given)
+    shown.check_figures(system)
+    if not shown.is_number(system.scores.get("blocks")):
+        raise UserError(f"{system.folder / 'scores.json'}: has no blocks, the decoder's depth; {shown.AGAIN}")
+    return system
 
 
-def check_comparable(folders: Sequence[Path], found: Sequence[Mapping[str, Any]]) -> None:
+def check_comparable(systems: Sequence[System]) -> None:
     """Raise a UserError if evaluations differ in what scores and times depend on."""
-    for folder, scores in zip(folders, found, strict=True):
+    comparing.check_comparable(systems)
+    first = systems[0]
+    for system in systems[1:]:
         for name in SAME:
-            if scores[name] != found[0][name]:
+            mine, its = system.scores[name], first.scores[name]
+            if mine != its:
                 raise UserError(
-                    f"{folder}: {name} is {scores[name]}, that of {folders[0]} is {found[0][name]}; "
-                    "only evaluations that are alike can be compared"
+                    f"{system.folder}: {name} is {mine}, that of {first.folder} is {its}; "
+                    "times and scores of evaluations that differ in it cannot be compared"
                 )
-        mine, first = scores["bleu"]["signature"], found[0]["bleu"]["signature"]
-        if mine != first:
-            raise UserError(f"{folder}: BLEU has the signature {mine}, that of {folders[0]} {first}; score both alike")
 
 
 def row(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one evaluation, by the names of COLUMNS; those of models without exits have no counts."""
     exits = scores.get("exits")
-    settings = {name: value for name, value in scores["overrides"].items() if name != "exit_policy"}
+    settings = {name: value for name, value in scores.get("overrides", {}).items() if name != "exit_policy"}
     told = ", ".join(f"{name.removeprefix('exit_')} {value}" for name, value in settings.items())
-    line = {
+    return {
         "series": exits["policy"] if exits else "models of this depth",
         "exits": exits["policy"] + (f" ({told})" if told else "") if exits else f"{scores['blocks']} blocks",
         "mean": exits["mean"] if exits else float(scores["blocks"]),
@@ -86,7 +79,6 @@ def row(scores: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": scores["seconds"],
         "speed": scores["tokens_per_second"],
     }
-    return line
 
 
 def table(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
@@ -97,22 +89,24 @@ def table(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
         value = line[name]
         return "" if value is None else f"{value:,.{digits[name]}f}" if name in digits else str(value)
 
-    head = [f"| {' | '.join(title for title, _ in COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    body = [f"| {' | '.join(cell(line, name) for _, name in COLUMNS)} |" for line in lines]
+    found = comparing.row(*(title for title, _ in COLUMNS)) + comparing.row(*["---"] * len(COLUMNS))
+    for line in lines:
+        found += comparing.row(*(cell(line, name) for _, name in COLUMNS))
     below = (
         f"{scores['corpus']}, {scores['split']} ({scores['sentences']:,} sentences), beam {scores['beam']}, "
-        f"{scores['device']}, {scores['threads']} threads; BLEU {scores['bleu']['signature']}"
+        f"{scores['device']}, {scores['threads']} threads; BLEU `{scores['bleu']['signature']}`"
     )
-    return "\n".join([*head, *body, "", below]) + "\n"
+    return "\n".join([*found, "", below]) + "\n"
 
 
 def compare(arguments: argparse.Namespace) -> int:
     from recipes import pictures
 
-    found = [read(folder) for folder in arguments.evaluations]
-    check_comparable(arguments.evaluations, found)
-    lines = sorted((row(scores) for scores in found), key=lambda line: (line["series"], line["mean"]))
-    output: Path = arguments.output or arguments.evaluations[0].resolve().parent
+    systems = [read(given) for given in arguments.evaluations]
+    check_comparable(systems)
+    scores = systems[0].scores
+    lines = sorted((row(system.scores) for system in systems), key=lambda line: (line["series"], line["mean"]))
+    output: Path = arguments.output or systems[0].folder.resolve().parent
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,10 +114,10 @@ def compare(arguments: argparse.Namespace) -> int:
     with runs.disk_errors(output), tempfile.TemporaryDirectory(dir=output, prefix=".exits.") as building:
         picture = Path(building, "exits.png")
         pictures.exit_curve(
-            [(line["series"], line["mean"], line["bleu"]) for line in lines], picture, found[0]["corpus"]
+            [(line["series"], line["mean"], line["bleu"]) for line in lines], picture, comparing.what(systems[0])
         )
         os.replace(picture, output / "exits.png")
-    text = table(lines, found[0])
+    text = table(lines, scores)
     runs.write_atomically(output / "exits.md", text)
     print(text)
     print(f"Written to {output / 'exits.md'} and {output / 'exits.png'}")

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -105,8 +106,15 @@ def writable(folder: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new one.
+
+    What a killed process left of its own attempt is removed.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        found = re.fullmatch(r"(\d+)\.\w{8}", left.name.removeprefix(f".{path.name}."))
+        if found and not alive(int(found[1])):
+            left.unlink(missing_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -117,6 +125,17 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
