@@ -1,5 +1,5 @@
-"""The native operators: attention to keys and values that lie anywhere in a table, of which a step of decoding consists,
-and the cross-entropy of all logits of an exit, of which a step of training has N.
+"""The native operators: attention to keys and values that lie anywhere in a table, which is most of a step of decoding,
+and the cross-entropy over all logits of an exit, of which a step of training has N.
 
 Axes: A queries, M rows of memory or of logits, X lists of t places, H heads, D dimension, V vocabulary. On the CPU the
 native kernels (``csrc/``, threaded and vectorised) read and write in place what their twins, the definitions, copy. The

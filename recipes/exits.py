@@ -92,9 +92,10 @@ def table(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
     found = comparing.row(*(title for title, _ in COLUMNS)) + comparing.row(*["---"] * len(COLUMNS))
     for line in lines:
         found += comparing.row(*(cell(line, name) for _, name in COLUMNS))
+    threads = f"{scores['threads']} thread{'s' * (scores['threads'] != 1)}"
     below = (
         f"{scores['corpus']}, {scores['split']} ({scores['sentences']:,} sentences), beam {scores['beam']}, "
-        f"{scores['device']}, {scores['threads']} threads; BLEU `{scores['bleu']['signature']}`"
+        f"{scores['device']}, {threads}; BLEU `{scores['bleu']['signature']}`"
     )
     return "\n".join([*found, "", below]) + "\n"
 

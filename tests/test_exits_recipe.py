@@ -64,7 +64,7 @@ def test_the_table_says_what_the_evaluations_say(tmp_path: Path) -> None:
         ["full", "3.00", "0 0 30", "2,469.00", bleu[full], "20.0", "1,002"],
         ["2 blocks", "2.00", "", "", bleu[plain], "10.0", "1,001"],
     ]
-    assert "toy, test (24 sentences), beam 5, CPU, 1 threads" in text
+    assert "toy, test (24 sentences), beam 5, CPU, 1 thread;" in text
     assert "`nrefs:1|case:mixed" in text
 
 
@@ -116,13 +116,9 @@ def test_wrong_calls(tmp_path: Path, arguments: list[str], words: list[str]) -> 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """Of the very file that is written, by a process that is no more; nothing else."""
-    kept = [
-        ".exits.md.abc",
-        ".exits.md.1.12345678",
-        f".exits.md.{2**22 + 1}.1234567",
-        f".other.md.{2**22 + 1}.12345678",
-    ]
-    for name in [*kept, f".exits.md.{2**22 + 1}.12345678"]:  # no process has so high a number
+    ended = 2**22 + 1  # no process has so high a number
+    kept = [".exits.md.abc", ".exits.md.1.12345678", f".exits.md.{ended}.1234567", f".other.md.{ended}.12345678"]
+    for name in [*kept, f".exits.md.{ended}.12345678"]:
         (tmp_path / name).write_text("")
     runs.write_atomically(tmp_path / "exits.md", "all")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "exits.md"])

@@ -1,0 +1,116 @@
+"""Does a recipe that is killed at any moment end as if it had been left alone, when it is called again?
+
+`python benchmarks/check_killing.py`: for preparing, evaluating an average of checkpoints, evaluating one, and writing a
+report, calls the recipe without interruption, and again with SIGKILL (of it and all that it started, or of its own
+process alone) at random moments between its start and its end; after each, the next call of the recipe must complete,
+and what it writes must be the same byte for byte, with nothing beside it. Figures of time are left out of the
+comparison, and nothing else. Exit status 1 if anything differs.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.check_resuming import CORPUS, MODEL, completed, recipe
+from benchmarks.common import finish
+
+# Where an evaluation's times stand, by the name of the file.
+TIMES = {
+    "scores.json": rb'"(seconds|tokens_per_second)": [0-9.]+',
+    "scores.txt": rb"[0-9.]+ s, [0-9,]+ sub-words a second",
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too, without times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            text = path.read_bytes()
+            if path.name in TIMES:
+                text, times = re.subn(TIMES[path.name], b"", text)
+                assert times, path
+            found[path.relative_to(folder).as_posix()] = text
+    return found
+
+
+def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check(
+    name: str, call: list[str], watched: Path, result: Path, kills: int, draw: random.Random, anew: str | None = None
+) -> dict[str, int]:
+    """Kill `call`, which writes `result` in the folder `watched`, so many times; `anew` has it replace a result."""
+    remove(result)
+    begun = time.monotonic()
+    completed(*call)
+    seconds = time.monotonic() - begun
+    expected = content(watched)
+    wrong: list[str] = []
+    interrupted = 0
+    for number in range(kills):
+        # Every other one meets a first call, the others one that has results to replace.
+        if number % 2 == 0:
+            remove(result)
+        process = recipe(*call, *([anew] if anew and number % 2 else []))
+        moment = draw.uniform(0.05, seconds)
+        time.sleep(moment)
+        interrupted += process.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if number % 3 else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        completed(*call)
+        assert result.exists()
+        differing = differences(expected, content(watched))
+        wrong += [f"kill {number + 1} at {moment:.2f} s: {path}" for path in differing]
+        print(f"{name:<9} {number + 1:>3}  {moment:6.2f} s of {seconds:.2f}  {len(differing)} files differ", flush=True)
+    for line in wrong[:10]:
+        print(f"          {line}")
+    return {"kills": kills, "interrupted": interrupted, "files": len(expected), "differ": len(wrong)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="of each recipe (default 20)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("small.yaml").write_text(CORPUS)
+        Path("tiny.yaml").write_text(MODEL.format(epochs=3, bf16="false"))
+        run = Path("runs/small/tiny")
+
+        prepare, data = ["prepare", "small.yaml"], Path("data")
+        found = {"prepare": check("prepare", prepare, data, data / "small", options.kills, draw, "--force")}
+        completed("train", "small", "tiny.yaml", "--cpu")
+        evaluate = ["evaluate", "small", "tiny.yaml", "--cpu"]
+        for name, more in (("average", ["--average", "3"]), ("evaluate", [])):
+            found[name] = check(name, [*evaluate, *more], run, run / "evaluation", options.kills, draw)
+        completed(*evaluate, "--beam", "1", "--output", "greedy")
+        report = ["report", str(run), "greedy", "--samples", "200"]
+        found["report"] = check("report", report, run, run / "report.html", options.kills, draw)
+    same = not any(told["differ"] for told in found.values())
+    finish({"same": same, **found, "seed": options.seed})
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
