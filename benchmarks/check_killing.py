@@ -70,12 +70,14 @@ def check(
         # Every other one meets a first call, the others one that has results to replace.
         if number % 2 == 0:
             remove(result)
-        process = recipe(*call, *([anew] if anew and number % 2 else []))
+        replacing = bool(anew) and number % 2 == 1
+        process = recipe(*call, *([anew] if replacing else []))
         moment = draw.uniform(0.05, seconds)
         time.sleep(moment)
         interrupted += process.poll() is None
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if number % 3 else os.kill)(process.pid, signal.SIGKILL)
+            # What a killed recipe had started may live on for a while, and keep what it needs to replace a result.
+            (os.killpg if number % 3 or replacing else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
         completed(*call)
         assert result.exists()

@@ -68,13 +68,18 @@ class Place:
         return State.COMPLETE if undamaged else State.DAMAGED
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[IO[str]]:
-        """Hold the corpus's lock; wait for another process that does. The file is removed afterwards."""
+    def locked(self, *, wait: bool = True) -> Iterator[IO[str]]:
+        """Hold the corpus's lock; wait for another process that does, or raise BlockingIOError.
+
+        The file is removed afterwards.
+        """
         while True:
             with self.lock.open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if not wait:
+                        raise
                     say(f"waiting for another process that prepares {self.final}")
                     fcntl.flock(file, fcntl.LOCK_EX)
                 # Its last holder may have removed the file after we opened it: then we lock nothing.
@@ -92,6 +97,12 @@ class Place:
         if self.replaced.exists() and not self.final.exists():
             self.replaced.rename(self.final)
         shutil.rmtree(self.replaced, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Recover beside a complete corpus, unless another process works there or nothing may be written."""
+        if any(os.path.lexists(path) for path in (self.partial, self.replaced, self.lock)):
+            with contextlib.suppress(OSError), self.locked(wait=False):
+                self.recover()
 
     def install(self) -> None:
         """Give the finished partial folder its final name; what had that name is removed."""

@@ -290,6 +290,7 @@ def prepare(arguments: list[str] | None = None) -> None:
     found = inputs.locate(options, path, settings)
     fingerprint = inputs.fingerprint(settings, found)
     if up_to_date(place, fingerprint, force=options.force):
+        place.tidy()
         return
 
     say(f"reading {name}: {settings['description']}")

@@ -416,6 +416,23 @@ def test_what_a_killed_rebuild_had_moved_away_is_brought_back(work: Path, prepar
     assert tree(data) == tree(prepared / "data")
 
 
+def test_what_a_killed_rebuild_left_beside_a_complete_corpus_is_removed(work: Path, prepared: Path) -> None:
+    """Unless another process works there."""
+    data = work / "data"
+    subprocess.run(["cp", "-r", str(prepared / "data"), str(data)], check=True)
+    (data / ".toy.partial" / "bin").mkdir(parents=True)
+    with (data / ".toy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = tree(data)
+        done = prepare(work, *TEXT)
+        assert done.stdout.endswith("is up to date\n"), done.stderr
+        assert tree(data) == before
+    done = prepare(work, *TEXT)
+    assert done.stdout.endswith("is up to date\n"), done.stderr
+    assert sorted(os.listdir(data)) == ["toy"]
+    assert tree(data) == tree(prepared / "data")
+
+
 @pytest.mark.parametrize("damage", ["bin/train.de-en.en.bin", "text/test.de", "sentencepiece.model"])
 def test_a_damaged_corpus_is_not_up_to_date(work: Path, prepared: Path, damage: str) -> None:
     """It is built anew, which fails here and leaves everything as it was."""
