@@ -13,6 +13,9 @@ Record = dict[str, Any]
 # fairseq logs JSON statistics under the name of their kind: `date | level | kind | {...}`, `level:kind:{...}`
 # where logging was set up before fairseq could.
 _STATISTICS = re.compile(r"(?:\| |:)(?P<kind>train_inner|train|valid)(?: \| |:)(?P<json>\{.*\})\s*$")
+# What fairseq logs of itself; all else is the criterion's or the model's, such as the accuracy of each exit.
+_HOSTS = {"epoch", "update", "loss", "nll_loss", "ppl", "lr", "gnorm", "wps", "num_updates", "wall", "bleu", "ups",
+          "wpb", "bsz", "clip", "train_wall", "loss_scale", "gb_free", "best_loss", "sample_size"}  # fmt: skip
 _PARAMETERS = re.compile(r"num\. shared model params: ([\d,]+)")
 
 
@@ -28,7 +31,8 @@ def parse(line: str) -> Record | None:
     """The record in a log line, or None.
 
     Kinds: `train` (a log interval), `epoch` (averages of an epoch), `valid`. Losses are in bits a sub-word,
-    `seconds` is training time over all resumptions, `tokens_per_second` counts target sub-words.
+    `seconds` is training time over all resumptions, `tokens_per_second` counts target sub-words. Figures that are not
+    fairseq's own stand under the names they were logged by.
     """
     found = _STATISTICS.search(line)
     if not found:
@@ -55,6 +59,10 @@ def parse(line: str) -> Record | None:
         value = number(values.get(prefix + theirs))
         if value is not None:
             record[ours] = int(value) if ours == "updates" else value
+    for name, logged in values.items():
+        theirs = name.removeprefix(prefix)
+        if name.startswith(prefix) and theirs not in _HOSTS and (value := number(logged)) is not None:
+            record[theirs] = value
     if kind == "train" and (position := number(values.get("update"))) is not None:
         record["epochs"] = position
     if "updates" not in record:
@@ -158,6 +166,8 @@ class Progress:
                 parts.append(f"perplexity {record['perplexity']:.2f}")
             if "bleu" in record:
                 parts.append(f"validation BLEU {record['bleu']:.2f}")
+            if accuracies := [record[name] for n in range(1, 100) if (name := f"accuracy_{n}") in record]:
+                parts.append("accuracy by exit " + " ".join(f"{accuracy:.1f}" for accuracy in accuracies))
             best = self.best_validation()
             parts.append("(best so far)" if best is record else f"(best {best['loss']:.3f})" if best else "")
         else:

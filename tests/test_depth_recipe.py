@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from recipe_runs import recipe, refused
 
+from recipes.runs import Run
+
 
 def evaluate(depth: Path, data: Path, *overrides: str) -> tuple[dict, Path]:
     call = ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu", "--pictures", 1]
@@ -27,6 +29,25 @@ def test_full_depth_is_the_last_exit(depth: Path, data: Path) -> None:
     assert last["exits"] == scores["exits"]
     assert last["exits"]["mean"] == last["exits"]["blocks"] == 3
     assert last["exits"]["mflops_per_token"] == last["exits"]["mflops_per_token_full_depth"] > 0
+
+
+def test_the_losses_of_each_exit_are_kept_and_told(depth: Path) -> None:
+    run = Run(depth / "runs/toy/depth")
+    records = run.progress()
+    assert {record["kind"] for record in records} == {"train", "epoch", "valid"}
+    for record in records:
+        assert [name for name in record if name.startswith("nll_") and name != "nll_loss"] == [
+            "nll_1",
+            "nll_2",
+            "nll_3",
+        ]
+        assert record["nll_3"] == pytest.approx(record["nll_loss"], abs=2e-3)
+        assert {"accuracy_1", "accuracy_3", "exits_loss", "halting_loss", "oracle_exit"} <= set(record)
+        assert 1 <= record["oracle_exit"] <= 3
+    told = [line for line in run.log_path.read_text().splitlines() if "valid loss" in line]
+    last = [record for record in records if record["kind"] == "valid"][-1]
+    accuracies = " ".join(f"{last[name]:.1f}" for name in ("accuracy_1", "accuracy_2", "accuracy_3"))
+    assert f"accuracy by exit {accuracies}  " in told[-1]
 
 
 def test_exits_stand_beside_the_scores(depth: Path, data: Path) -> None:

@@ -211,6 +211,26 @@ def test_fp16_asks_fairseq_for_cuda(tmp_path, tiny_corpus):
     assert "CUDA" in fault.output.rsplit("Traceback", 1)[-1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "task", "products"),
+    [
+        ({"bf16": True}, {"_name": "translation"}, True),
+        ({"bf16": False}, {"_name": "translation"}, False),
+        ({"bf16": True}, {"_name": "language_modeling", "tokens_per_sample": 512}, False),
+        ({"bf16": True}, {"_name": "language_modeling", "tokens_per_sample": None}, True),
+    ],
+)
+def test_attention_of_short_rows_in_bf16_is_not_fused(changes, task, products):
+    """Long rows of a language model, and float32, keep PyTorch's fused attention."""
+    cfg = configuration(**changes)
+    cfg.task = task
+    try:
+        launch.prepare(cfg)
+        assert torch.backends.cuda.flash_sdp_enabled() is not products
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
 def test_bf16_without_xla_is_no_tpu(torchrun):
     cfg = configuration(bf16=True, tpu=True)
     launch.prepare(cfg)
