@@ -1,6 +1,7 @@
-"""Confidence thresholds with a guarantee, or for a wanted mean exit.
+"""Thresholds with a guarantee, or for a wanted mean exit.
 
-Fixed-sequence learn-then-test, as in Confident Adaptive Language Modeling (Schuster et al., NeurIPS 2022, section 4).
+With a guarantee: fixed-sequence learn-then-test, as in Confident Adaptive Language Modeling (Schuster et al., NeurIPS
+2022, section 4). One for each block: coordinate descent, where the Depth-Adaptive Transformer draws 10,000 at random.
 Axes: N exits (counted from 1), T tokens, K thresholds, B sentences. Nothing here knows fairseq.
 """
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 
-def exits_at(confidences: Tensor, threshold: float) -> Tensor:
-    """The exits (T,) of ``confidences`` (N - 1, T): the first block above the threshold, else N."""
+def exits_at(confidences: Tensor, threshold: float | Tensor) -> Tensor:
+    """The exits (T,) of ``confidences`` (N - 1, T): the first block above its threshold (one or (N - 1, 1)), else N."""
     above = confidences > threshold
     last = torch.ones_like(above[:1])
     return torch.cat([above, last]).int().argmax(0) + 1
@@ -147,3 +148,69 @@ def threshold_for_mean_exit(confidences: Tensor, wanted: float) -> float:
         else:
             high = middle
     return steps[low]
+
+
+def thresholds_at_price(scores: Tensor, wrong: Tensor, price: float, steps: int) -> list[int]:
+    """A threshold for each block but the last, in multiples of 1 / ``steps``: few errors at a price of blocks.
+
+    What is made small is the mean over tokens of ``wrong`` at their exit + ``price`` · exit. One threshold after the
+    other is put where that is the smallest, until none moves any more: once from no exits at all, and once from the
+    best single threshold for all blocks, than which the better of both results is therefore no worse. Of equal ones
+    the highest is taken.
+
+    Args:
+        scores: (N - 1, T) in [0, 1]; a token stops where its score exceeds the threshold.
+        wrong: (N, T), what an exit does wrong.
+    """
+    exits, tokens = wrong.shape
+    cost = wrong.double() + price * torch.arange(1, exits + 1, dtype=torch.float64)[:, None]  # (N, T)
+    level = (scores * steps).ceil().long()  # stops at the threshold k / steps if k is below
+
+    def total(chosen: Sequence[int]) -> float:
+        taken = exits_at(level, torch.tensor(chosen)[:, None])
+        return float(cost.gather(0, taken[None] - 1).sum())
+
+    def best(n: int, chosen: Sequence[int]) -> int:
+        """The threshold of the block n, from 0, that suits the others."""
+        arrives = torch.ones(tokens, dtype=torch.bool)
+        for m in range(n):
+            arrives &= level[m] <= chosen[m]
+        further = cost[-1]
+        for m in range(exits - 2, n, -1):
+            further = torch.where(level[m] > chosen[m], cost[m], further)
+        gain = torch.bincount(level[n][arrives], (cost[n] - further)[arrives], steps + 2)
+        stopping = gain.flip(0).cumsum(0).flip(0)[1:]  # at k = 0 to steps, the sum over tokens whose level is above
+        return int((stopping <= stopping.min() + 1e-9).nonzero().max())
+
+    found = []
+    same = min(range(steps, -1, -1), key=lambda k: total([k] * (exits - 1)))
+    for chosen in ([steps] * (exits - 1), [same] * (exits - 1)):
+        before: list[int] = []
+        while chosen != before:
+            before = list(chosen)
+            for n in range(exits - 2, -1, -1):
+                chosen[n] = best(n, chosen)
+        found.append(chosen)
+    return min(found, key=total)
+
+
+def thresholds_for_mean_exit(scores: Tensor, wrong: Tensor, wanted: float, steps: int) -> list[int]:
+    """Those of :func:`thresholds_at_price` at the lowest price at which the mean exit is at most ``wanted``.
+
+    Raises:
+        ValueError: ``wanted`` is not from 1 to N.
+    """
+    exits = wrong.size(0)
+    if not 1 <= wanted <= exits:
+        raise ValueError(f"the mean exit must be from 1 to {exits}, given {wanted:g}")
+    low, high = 0.0, 1.0 + 1e-6  # where a block costs more than an error, all tokens leave at the first
+    found = [0] * (exits - 1)
+    while high - low > 1e-6:
+        price = (low + high) / 2
+        chosen = thresholds_at_price(scores, wrong, price, steps)
+        taken = exits_at((scores * steps).ceil().long(), torch.tensor(chosen)[:, None])
+        if taken.double().mean() <= wanted:
+            high, found = price, chosen
+        else:
+            low = price
+    return found

@@ -161,28 +161,38 @@ def _hash(x: Tensor) -> Tensor:
     return x.double() / 2.0**32
 
 
-class ConfidencePolicy(Policy):
-    """Stop where the largest probability exceeds the block's threshold (section 4.2)."""
-
-    decision = "confidence"
+class ThresholdPolicy(Policy):
+    """Stop after the first block whose score exceeds its threshold."""
 
     def __init__(self, *, exits: int, thresholds: Sequence[float]) -> None:
         super().__init__(exits=exits)
         self.thresholds = _thresholds(thresholds, exits)
 
+    def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        """(...) from 0 to 1, of ``state`` (..., D) after block n < N."""
+        raise NotImplementedError
+
     def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        return self.score(n, state, logits) > self.thresholds[n - 1]
+
+
+class ConfidencePolicy(ThresholdPolicy):
+    """The score is the largest probability (section 4.2)."""
+
+    decision = "confidence"
+
+    def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
         found = logits().float()
         # max softmax = exp(max - logsumexp)
-        return (found.amax(-1) - found.logsumexp(-1)).exp() > self.thresholds[n - 1]
+        return (found.amax(-1) - found.logsumexp(-1)).exp()
 
 
-class HaltingPolicy(Policy):
+class HaltingPolicy(ThresholdPolicy):
     """What a halting module says: the most likely exit, or, geometric, the first block that exceeds its threshold."""
 
     def __init__(self, *, exits: int, halting: Halting, thresholds: Sequence[float] = (0.5,)) -> None:
-        super().__init__(exits=exits)
+        super().__init__(exits=exits, thresholds=thresholds)
         self.halting = halting
-        self.thresholds = _thresholds(thresholds, exits)
         self.decision = halting.kind
 
     def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor | None:
@@ -190,9 +200,25 @@ class HaltingPolicy(Policy):
             return None
         return self.halting.planned(sentence, first)
 
-    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+    def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        """chi of block n; of a geometric halting."""
         assert isinstance(self.halting, GeometricHalting)
-        return self.halting.probability(state) > self.thresholds[n - 1]
+        return self.halting.probability(state)
+
+
+class Observer(Policy):
+    """Nothing stops; what a policy and the exits would have said of each block is kept, by its number."""
+
+    def __init__(self, policy: ThresholdPolicy) -> None:
+        super().__init__(exits=policy.exits)
+        self.policy = policy
+        self.scores: dict[int, Tensor] = {}  # (...)
+        self.likely: dict[int, Tensor] = {}  # (...) int64, the most likely token
+
+    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
+        found = logits()
+        self.scores[n], self.likely[n] = self.policy.score(n, state, lambda: found), found.argmax(-1)
+        return torch.zeros_like(self.likely[n], dtype=torch.bool)
 
 
 def _thresholds(given: Sequence[float], exits: int) -> list[float]:

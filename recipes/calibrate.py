@@ -54,13 +54,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of --disagreement: also choose on N random halves and count how often it is exceeded",
     )
+    found.add_argument(
+        "--per-exit",
+        action="store_true",
+        help="a threshold for each block instead of one for all: those that change full depth's translations the "
+        "least; not with --disagreement",
+    )
     found.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="what the threshold is of")
     found.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="thresholds are multiples of 1/N (default: {mean_exit:,} for --mean-exit, {bleu_loss} for --bleu-loss, "
-        "{disagreement} for --disagreement)".format(**DEFAULT_STEPS),
+        help="thresholds are multiples of 1/N; with --per-exit, mean exits are in N steps (default: {mean_exit:,} for "
+        "--mean-exit, {bleu_loss} for --bleu-loss, {disagreement} for --disagreement)".format(**DEFAULT_STEPS),
     )
     return found
 
@@ -73,6 +79,11 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("level", "resplits"):
         if getattr(arguments, name) is not None and arguments.disagreement is None:
             raise UserError(f"--{name} belongs to --disagreement; leave it out, or give that")
+    if arguments.per_exit and arguments.disagreement is not None:
+        raise UserError(
+            "--per-exit: thresholds that are found on the sentences themselves can promise nothing of others; "
+            "leave it out, or ask for --mean-exit or --bleu-loss"
+        )
     for name in ("disagreement", "level"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < 1:
@@ -126,16 +137,19 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         language=chosen.place.corpus.target,
     )
     resplits, notes = None, []
+    steps = arguments.steps
+    dial = thresholds.one_each(trials, steps) if arguments.per_exit else thresholds.one_for_all(steps)
+    found: thresholds.Threshold | None
     if arguments.wanted == "mean_exit":
-        found: float | None = thresholds.for_mean_exit(trials, arguments.mean_exit, arguments.steps)
+        found = thresholds.for_mean_exit(trials, arguments.mean_exit, steps, dial)
     elif arguments.wanted == "bleu_loss":
-        found = thresholds.for_bleu_loss(trials, arguments.bleu_loss, arguments.steps)
+        found = thresholds.for_bleu_loss(trials, arguments.bleu_loss, steps, dial)
     else:
         found, resplits = thresholds.for_disagreement(
             trials,
             tolerated=arguments.disagreement,
             level=arguments.level,
-            steps=arguments.steps,
+            steps=steps,
             resplits=arguments.resplits,
         )
         notes.append(guarantee(arguments, len(chosen.sources), chosen.search["beam"]))
@@ -145,9 +159,12 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if resplits is not None:
         notes.append(told(resplits, arguments, len(chosen.sources)))
     if found is None:
-        notes.append(f"Not even the highest threshold, {1 - 1 / arguments.steps:g}, will do: full depth it is.")
+        highest = thresholds.written(dial(steps - 1))
+        notes.append(f"Not even the highest threshold, {highest}, will do: full depth it is.")
 
-    policy = ["exit_policy=full"] if found is None else [f"exit_policy={arguments.policy}", f"exit_threshold={found:g}"]
+    policy = ["exit_policy=full"]
+    if found is not None:
+        policy = [f"exit_policy={arguments.policy}", f"exit_threshold={thresholds.written(found)}"]
     call = evaluate_call(arguments, policy)
     assert trials.full.bleu is not None
     table = trials.table(found)
@@ -155,7 +172,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "wanted": {arguments.wanted: getattr(arguments, arguments.wanted)},
         "policy": arguments.policy,
         "threshold": found,
-        "steps": arguments.steps,
+        "steps": steps,
         "rows": [row.figures() for row in trials.rows()],
         "bleu_signature": trials.full.bleu["signature"],
         "search": chosen.search,
@@ -182,7 +199,8 @@ def name_of(arguments: argparse.Namespace) -> str:
     wanted = f"{arguments.wanted.replace('_', '-')}-{getattr(arguments, arguments.wanted):g}"
     level = [f"level-{arguments.level:g}"] if arguments.disagreement is not None else []
     split = [] if arguments.split == "valid" else [arguments.split]
-    return "-".join(["calibration", arguments.policy, wanted, *level, *split, *arguments.override])
+    each = ["per-exit"] if arguments.per_exit else []
+    return "-".join(["calibration", arguments.policy, *each, wanted, *level, *split, *arguments.override])
 
 
 def evaluate_call(arguments: argparse.Namespace, policy: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""What a threshold does to a model with exits: along full depth's translations, and when it decodes.
+"""What thresholds do to a model with exits: along full depth's translations, and when it decodes.
 
 Axes: B sentences, T tokens of a translation with its end of sentence, N exits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,19 +12,32 @@ from tqdm import tqdm
 
 from depth_adaptive import calibration
 from depth_adaptive.config import build_policy
+from depth_adaptive.halting import Observer
 from fairseq_host.errors import UserError
 from recipes import decoding, loading, scoring
 from recipes.measuring import Place
 
 # How near a mean exit must be to the wanted one to end the search.
 CLOSE = 0.01
+# Thresholds of single blocks are multiples of 1 / this.
+GRID = 100
+
+# One threshold for all blocks, or one for each block but the last.
+Threshold = float | tuple[float, ...]
+# A threshold for each position from 0; the higher it is, the later the exits.
+Dial = Callable[[int], Threshold]
+
+
+def written(threshold: Threshold) -> str:
+    """As --exit-threshold takes it."""
+    return ",".join(f"{x:g}" for x in (threshold if isinstance(threshold, tuple) else (threshold,)))
 
 
 @dataclass
 class Measured:
     """What one threshold does; None is full depth. What has not been measured is None."""
 
-    threshold: float | None
+    threshold: Threshold | None
     # Led along full depth's translations:
     forced_exit: float | None = None
     losses: torch.Tensor | None = None  # (B,) share of the tokens at which the most likely one is not full depth's
@@ -66,22 +79,22 @@ class Trials:
         self.translator, self.policy, self.language = translator, policy, language
         self.sources, self.references, self.search = sources, references, search
         self.decoder = translator.model.decoder
-        self.measured: dict[float | None, Measured] = {}
+        self.measured: dict[Threshold | None, Measured] = {}
         self.translations: list[decoding.Translation] = []  # full depth's
         self.full = self.decoded(None)
         # By the same operations as with other thresholds, so that rounding makes no difference.
         self.tokens, _ = self._led(1.0)
         self.full.forced_exit, self.full.losses = self.full.exit, torch.zeros(len(sources), dtype=torch.float64)
 
-    def use(self, threshold: float | None) -> None:
+    def use(self, threshold: Threshold | None) -> None:
         """Let the model decode with this threshold, or at full depth."""
         options = replace(self.decoder.exit_options, exit_policy="full")
         if threshold is not None:
-            options = replace(options, exit_policy=self.policy, exit_threshold=f"{threshold:g}")
+            options = replace(options, exit_policy=self.policy, exit_threshold=written(threshold))
         self.decoder.exit_options = options
         self.decoder.policy = build_policy(options, exits=self.decoder.num_layers, halting=self.decoder.halting)
 
-    def forced(self, threshold: float) -> Measured:
+    def forced(self, threshold: Threshold) -> Measured:
         """Lead the model along full depth's translations with this threshold."""
         found = self.measured.setdefault(threshold, Measured(threshold))
         if found.losses is None:
@@ -91,7 +104,7 @@ class Trials:
             found.forced_exit = float(torch.cat(exits).double().mean())
         return found
 
-    def _led(self, threshold: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _led(self, threshold: Threshold) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The most likely next token and the exit at each token, (T,) of each sentence.
 
         The states of tokens that have left are copied upward, and move what later tokens see: the exits at one
@@ -108,13 +121,30 @@ class Trials:
                 tokens[index], exits[index] = likely[row, :length], left[row, :length]
         return tokens, exits
 
-    def decoded(self, threshold: float | None) -> Measured:
+    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all tokens of full depth's translations: the scores (N - 1, T) by which the policy would stop, and whether
+        the most likely next token of each exit is another than that of the last (N, T)."""
+        self.use(1.0)
+        observer = self.decoder.policy = Observer(self.decoder.policy)
+        scores = [torch.empty(0)] * len(self.sources)
+        likely = [torch.empty(0)] * len(self.sources)
+        for batch, (logits, _) in self.translator.forced(self.sources, self.translations, self.search["max-tokens"]):
+            blocks = range(1, self.decoder.num_layers)
+            found = torch.stack([observer.scores[n] for n in blocks]).cpu()  # (N - 1, B, T)
+            words = torch.stack([*(observer.likely[n] for n in blocks), logits.argmax(-1)]).cpu()  # (N, B, T)
+            for row, index in enumerate(batch):
+                length = len(self.translations[index].tokens)
+                scores[index], likely[index] = found[:, row, :length], words[:, row, :length]
+        words = torch.cat(likely, 1)
+        return torch.cat(scores, 1), words != words[-1]
+
+    def decoded(self, threshold: Threshold | None) -> Measured:
         """Translate with this threshold."""
         found = self.measured.setdefault(threshold, Measured(threshold))
         if found.bleu is not None:
             return found
         self.use(threshold)
-        name = "full depth" if threshold is None else f"threshold {threshold:g}"
+        name = "full depth" if threshold is None else f"threshold {written(threshold)}"
         with tqdm(total=len(self.sources), unit=" sentences", smoothing=0.1, desc=name) as bar:
             translations, statistics = self.translator.translate(self.sources, self.search, progress=bar)
         exits = self.translator.exits(self.sources, translations, self.search["max-tokens"])
@@ -128,16 +158,25 @@ class Trials:
 
     def rows(self) -> list[Measured]:
         """Full depth, then thresholds from the highest down."""
-        return sorted(self.measured.values(), key=lambda row: -2.0 if row.threshold is None else -row.threshold)
 
-    def table(self, chosen: float | None) -> str:
+        def place(row: Measured) -> tuple[float, ...]:
+            given = row.threshold
+            if given is None:
+                return ()
+            return tuple(-x for x in (sum(given), *given)) if isinstance(given, tuple) else (-given,)
+
+        return sorted(self.measured.values(), key=place)
+
+    def table(self, chosen: Threshold | None) -> str:
         """What was measured, as aligned text."""
+        names = ["full depth" if row.threshold is None else written(row.threshold) for row in self.rows()]
+        width = max(map(len, names))
         lines = [
-            f"{'':10}    along full depth's translations    translating",
-            f"{'threshold':10}    mean exit     disagreement       mean exit    BLEU  seconds",
+            f"{'':{width}}    along full depth's translations    translating",
+            f"{'threshold':{width}}    mean exit     disagreement       mean exit    BLEU  seconds",
         ]
-        for row in self.rows():
-            cells = [f"{'full depth' if row.threshold is None else format(row.threshold, 'g'):<10}"]
+        for name, row in zip(names, self.rows(), strict=True):
+            cells = [f"{name:<{width}}"]
             cells.append(" " * 29 if row.losses is None else f"{row.forced_exit:9.2f}  {row.disagreement:15.2%}   ")
             if row.bleu is not None:
                 cells.append(f" {row.exit:9.2f}  {row.bleu['score']:6.2f}  {row.seconds:7.1f}")
@@ -178,13 +217,35 @@ def descending(steps: int) -> list[float]:
     return [round(1 - k / steps, 6) for k in range(1, steps + 1)]
 
 
-def for_mean_exit(trials: Trials, wanted: float, steps: int) -> float:
-    """A threshold whose translations have a mean exit of at most `wanted`: within CLOSE of it, or the next multiple
-    of 1/steps is above."""
+def one_for_all(steps: int) -> Dial:
+    """The multiples of 1 / `steps`."""
+    return lambda position: round(position / steps, 6)
+
+
+def one_each(trials: Trials, steps: int) -> Dial:
+    """Those by which full depth's translations change the least, by their mean exit there, from 1 to N in `steps`.
+
+    Other translations, and copied states, make another mean exit of them; but that of position 0 is always 1.
+    """
+    scores, wrong = trials.observed()
+
+    def dial(position: int) -> Threshold:
+        if position == 0:
+            return (0.0,) * len(scores)
+        mean = 1 + len(scores) * position / steps
+        return tuple(k / GRID for k in calibration.thresholds_for_mean_exit(scores, wrong, mean, GRID))
+
+    return dial
+
+
+def for_mean_exit(trials: Trials, wanted: float, steps: int, dial: Dial | None = None) -> Threshold:
+    """A threshold whose translations have a mean exit of at most `wanted`: within CLOSE of it, or at the dial's next
+    position it is above. Without a dial, of :func:`one_for_all`."""
+    dial = dial or one_for_all(steps)
     low, high = 0, steps + 1
     while high - low > 1:
         middle = (low + high) // 2
-        threshold = round(middle / steps, 6)
+        threshold = dial(middle)
         exit = trials.decoded(threshold).exit
         assert exit is not None
         if wanted - CLOSE <= exit <= wanted:
@@ -193,13 +254,14 @@ def for_mean_exit(trials: Trials, wanted: float, steps: int) -> float:
             low = middle
         else:
             high = middle
-    return round(low / steps, 6)
+    return dial(low)
 
 
-def for_bleu_loss(trials: Trials, tolerated: float, steps: int) -> float | None:
+def for_bleu_loss(trials: Trials, tolerated: float, steps: int, dial: Dial | None = None) -> Threshold | None:
     """Walk down from the highest threshold: the last before the first whose BLEU is too low; None: the first is."""
+    dial = dial or one_for_all(steps)
     valid = None
-    for threshold in descending(steps):
+    for threshold in map(dial, range(steps - 1, -1, -1)):
         found = trials.decoded(threshold)
         trials.forced(threshold)
         assert found.bleu is not None

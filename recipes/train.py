@@ -239,7 +239,10 @@ def execute(
                 print(f"parameters: {parameters:,}", flush=True)
             if (loaded := resumption(line)) is not None:
                 progress.rewind(loaded[2])
-                print(f"resumed from {loaded[0]}: epoch {loaded[1]}, {loaded[2]:,} updates", flush=True)
+                if loaded[2] == 0:  # --finetune-from-model and the like: a training of its own
+                    print(f"begins with the parameters of {loaded[0]}", flush=True)
+                else:
+                    print(f"resumed from {loaded[0]}: epoch {loaded[1]}, {loaded[2]:,} updates", flush=True)
         log.write(line + "\n")
         log.flush()
 

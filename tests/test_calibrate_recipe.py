@@ -78,6 +78,32 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
     assert trials.forced(1.0).forced_exit == 3
 
 
+def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+    scores, wrong = trials.observed()
+    alone = [loaded(depth, data, exit_policy="fixed", exit_layer=n).model for n in (1, 2, 3)]
+    place, begins = 0, []
+    for source, translation in zip(trials.sources, trials.translations, strict=True):
+        indices = trials.translator.encode(source)[0][None]
+        previous = torch.cat([torch.tensor([2]), translation.tokens[:-1]])[None]
+        with torch.no_grad():
+            logits = torch.stack([model(indices, torch.tensor([indices.size(1)]), previous)[0][0] for model in alone])
+        part = slice(place, place + previous.size(1))
+        likely = logits.argmax(-1)
+        assert torch.equal(wrong[:, part], likely != likely[-1])
+        if trials.policy == "confidence":
+            torch.testing.assert_close(scores[:, part], logits[:-1].softmax(-1).amax(-1), rtol=1e-4, atol=1e-5)
+        begins.append(place)
+        place = part.stop
+    assert scores.shape == (2, place)
+    assert wrong.shape == (3, place)
+    # A first token sees no copied states: there the policy must do what the scores say.
+    given = (0.45, 0.2)
+    _, exits = trials._led(given)
+    expected = calibration.exits_at(scores[:, begins], torch.tensor(given)[:, None])
+    assert [int(exit[0]) for exit in exits] == expected.tolist()
+    assert len(set(expected.tolist())) > 1
+
+
 def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path, data: Path) -> None:
     found = trials.decoded(0.3)
     translator = loaded(depth, data, exit_policy=trials.policy, exit_threshold=0.3)
@@ -103,6 +129,23 @@ def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: thresholds.Trial
     above = trials.decoded(round(threshold + 0.01, 6)).exit if threshold < 1 else math.inf
     assert above is not None
     assert found >= wanted - thresholds.CLOSE or above > wanted
+
+
+@pytest.mark.parametrize("wanted", [1.0, 1.6, 2.5])
+def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
+    wanted: float, trials: thresholds.Trials
+) -> None:
+    dial = thresholds.one_each(trials, 20)
+    assert dial(0) == (0.0, 0.0)
+    found = thresholds.for_mean_exit(trials, wanted, 20, dial)
+    assert isinstance(found, tuple)
+    exit = trials.decoded(found).exit
+    assert exit is not None
+    assert exit <= wanted
+    position = max(n for n in range(21) if dial(n) == found)
+    above = trials.decoded(dial(position + 1)).exit if position < 20 else math.inf
+    assert above is not None
+    assert exit >= wanted - thresholds.CLOSE or above > wanted
 
 
 def test_bleu_is_walked_down_to_the_first_failure(trials: thresholds.Trials, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +229,20 @@ def test_a_guarantee_with_resplits(depth: Path, data: Path, capsys: pytest.Captu
     assert told.splitlines()[-1].endswith(wanted)
 
 
+def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrated(depth, data, "--per-exit", "--mean-exit", "2", "--steps", "8", "--beam", "1") == 0
+    told = capsys.readouterr().out.splitlines()
+    path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2.json"
+    found = json.loads(path.read_text())
+    assert len(found["threshold"]) == 2
+    (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
+    assert row["mean_exit"] <= 2
+    given = ",".join(f"{x:g}" for x in found["threshold"])
+    assert told[-1].endswith(f"--override exit_policy=confidence --override exit_threshold={given}")
+    (line,) = [line for line in told if line.endswith("< chosen")]
+    assert line.startswith(given + " ")
+
+
 def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(depth, data, "--bleu-loss", "100", "--steps", "2", "--beam", "1", "--split", "test") == 0
     told = capsys.readouterr().out
@@ -210,6 +267,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "level without": (["--mean-exit", "2", "--level", "0.1"], ["--level belongs to --disagreement"]),
     "resplits without": (["--bleu-loss", "1", "--resplits", "9"], ["--resplits belongs to --disagreement"]),
     "no resplits": (["--disagreement", "0.5", "--resplits", "0"], ["--resplits must be from 1"]),
+    "a promise of found thresholds": (["--disagreement", "0.5", "--per-exit"], ["--per-exit: ", "can promise nothing"]),
     "no steps": (["--mean-exit", "2", "--steps", "0"], ["--steps must be from 1"]),
     "too few sentences": (["--disagreement", "0.1"], ["needs 29 sentences at least, but valid has 20"]),
     "too few in a half": (

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from depth_adaptive import calibration
@@ -160,3 +162,75 @@ def test_a_mean_exit_out_of_range(wanted: float) -> None:
 def test_wrong_inputs(losses: Tensor, thresholds: list[float], tolerated: float, level: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         calibration.lowest_valid_threshold(losses, thresholds, tolerated=tolerated, level=level)
+
+
+# --- a threshold for each block ---------------------------------------------------------------------------------------
+
+
+def objective(scores: torch.Tensor, wrong: torch.Tensor, price: float, chosen: tuple[float, ...]) -> float:
+    """By a plain loop: the sum over tokens of what is wrong and what its blocks cost."""
+    total = 0.0
+    for t in range(wrong.size(1)):
+        exit = 0
+        while exit < len(chosen) and not scores[exit, t] > chosen[exit]:
+            exit += 1
+        total += float(wrong[exit, t]) + price * (exit + 1)
+    return total
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    exits=st.integers(2, 4),
+    tokens=st.integers(1, 30),
+    price=st.sampled_from([0.0, 0.01, 0.1, 0.3, 1.1]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_no_single_threshold_can_be_better(exits: int, tokens: int, price: float, seed: int) -> None:
+    """Neither one for all, nor another one for any block; with two exits that is the best there is."""
+    steps = 4
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.rand(exits - 1, tokens, generator=draw, dtype=torch.float64)
+    scores[:, ::3] = (scores[:, ::3] * steps).round() / steps  # on the thresholds themselves
+    wrong = torch.rand(exits, tokens, generator=draw) < torch.linspace(0.6, 0.0, exits)[:, None]
+    chosen = tuple(k / steps for k in calibration.thresholds_at_price(scores, wrong, price, steps))
+    assert len(chosen) == exits - 1
+    best = objective(scores, wrong, price, chosen) - 1e-6
+    for k in range(steps + 1):
+        assert objective(scores, wrong, price, (k / steps,) * (exits - 1)) >= best
+        for n in range(exits - 1):
+            other = (*chosen[:n], k / steps, *chosen[n + 1 :])
+            assert objective(scores, wrong, price, other) >= best
+
+
+def test_a_price_above_any_error_stops_at_once_and_none_stops_where_it_does_no_harm() -> None:
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.6, 0.3]])
+    wrong = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    assert calibration.thresholds_at_price(scores, wrong, 1.1, 10) == [0, 10]
+    assert calibration.thresholds_at_price(scores, wrong, 0.01, 10) == [8, 5]
+    assert calibration.thresholds_at_price(scores, wrong, 0.0, 10) == [10, 10]
+
+
+@pytest.mark.parametrize("wanted", [1.0, 1.4, 2.0, 3.0, 4.0])
+def test_the_mean_exit_of_single_thresholds_is_at_most_the_wanted_one(wanted: float) -> None:
+    """And as near to it as a price gets; at the same mean, fewer are wrong than with one threshold for all."""
+    draw = torch.Generator().manual_seed(5)
+    sure = torch.rand(3000, generator=draw)
+    scores = (sure[None] + 0.15 * torch.randn(3, 3000, generator=draw)).clamp(0.001, 1)
+    wrong = torch.rand(4, 3000, generator=draw) > sure[None] + torch.tensor([[0.0], [0.6], [0.7], [1.0]])
+    chosen = calibration.thresholds_for_mean_exit(scores, wrong, wanted, 100)
+    taken = calibration.exits_at(scores.double(), torch.tensor(chosen)[:, None] / 100)
+    mean = taken.double().mean().item()
+    assert mean <= wanted
+    assert mean > wanted - 0.35 or wanted == 4  # full depth is never worth it here
+    errors = wrong.gather(0, taken[None] - 1).sum()
+    alone = calibration.threshold_for_mean_exit(scores, mean)
+    others = wrong.gather(0, calibration.exits_at(scores.double(), alone)[None] - 1).sum()
+    assert errors <= others
+    if wanted == 1.4:
+        assert errors < 0.95 * others
+
+
+@pytest.mark.parametrize("wanted", [0.9, 4.1])
+def test_impossible_mean_exits_of_single_thresholds(wanted: float) -> None:
+    with pytest.raises(ValueError, match="from 1 to 4"):
+        calibration.thresholds_for_mean_exit(torch.rand(3, 5), torch.zeros(4, 5), wanted, 10)

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from recipe_runs import recipe, refused
 
+from fairseq_host import checkpoints
 from recipes.runs import Run
 
 
@@ -48,6 +50,18 @@ def test_the_losses_of_each_exit_are_kept_and_told(depth: Path) -> None:
     last = [record for record in records if record["kind"] == "valid"][-1]
     accuracies = " ".join(f"{last[name]:.1f}" for name in ("accuracy_1", "accuracy_2", "accuracy_3"))
     assert f"accuracy by exit {accuracies}  " in told[-1]
+
+
+def test_halting_alone_goes_on_from_a_trained_model(depth: Path, data: Path, tmp_path: Path) -> None:
+    start = depth / "runs/toy/depth/checkpoints/checkpoint1.pt"
+    call = ["toy", depth / "depth.yaml", "--data", data, "--runs", tmp_path, "--cpu", "--"]
+    done = recipe("train", *call, "--halting-only", "--max-epoch", 1, "--finetune-from-model", start)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "begins with the parameters of checkpoint1.pt\n" in done.stdout
+    before, after = (checkpoints.load(p)["model"] for p in (start, tmp_path / "toy/depth/checkpoints/checkpoint1.pt"))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("halting" in name for name in changed), changed
 
 
 def test_exits_stand_beside_the_scores(depth: Path, data: Path) -> None:
