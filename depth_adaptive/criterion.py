@@ -74,6 +74,12 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         decoder = getattr(model, "decoder", None)  # the host's wrappers for several processes hand it through
         if not isinstance(decoder, Decoder):
             raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
+        kind = "none" if decoder.halting is None else decoder.halting.kind
+        if self.sigma > 0 and kind not in ("token", "geometric"):
+            raise UserError(
+                f"--halting-smoothing {self.sigma:g} is over neighbouring tokens, and has no meaning with --halting "
+                f"{kind}; leave it out, or give --halting token or geometric"
+            )
         _, extra = model(**sample["net_input"], features_only=True)
         target = sample["target"]
         real = target != self.padding_idx  # (B, T)

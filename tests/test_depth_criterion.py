@@ -202,6 +202,12 @@ def test_wrong_options_of_the_criterion(options: dict[str, Any], message: str) -
         criterion(**options)
 
 
+@pytest.mark.parametrize("halting", ["none", "sequence"])
+def test_neighbours_need_a_halting_of_tokens(halting: str) -> None:
+    with pytest.raises(UserError, match=f"--halting-smoothing 2 .* no meaning with --halting {halting}; leave it out"):
+        criterion(halting_smoothing=2.0)(model_of("uniform", halting), sample())
+
+
 def test_logs_are_means_over_the_tokens_of_those_that_have_them() -> None:
     bit = math.log(2)
     logs = [
