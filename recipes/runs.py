@@ -26,6 +26,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,13 +109,14 @@ def writable(folder: Path) -> bool:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new one.
 
-    What a killed process left of its own attempt is removed.
+    What a killed process of this machine left of its own attempt is removed; others may share the folder.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        found = re.fullmatch(r"(\d+)\.\w{8}", left.name.removeprefix(f".{path.name}."))
+    ours = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(ours)}*"):
+        found = re.fullmatch(r"(\d+)\.\w{8}", left.name.removeprefix(ours))
         if found and not alive(int(found[1])):
             left.unlink(missing_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{ours}{os.getpid()}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)

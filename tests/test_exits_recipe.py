@@ -1,6 +1,7 @@
 """recipes/exits.sh: every figure of the table is that of scores.json; what cannot be compared is refused."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,15 @@ def test_wrong_calls(tmp_path: Path, arguments: list[str], words: list[str]) -> 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """Of the very file that is written, by a process that is no more; nothing else."""
     ended = 2**22 + 1  # no process has so high a number
-    kept = [".exits.md.abc", ".exits.md.1.12345678", f".exits.md.{ended}.1234567", f".other.md.{ended}.12345678"]
-    for name in [*kept, f".exits.md.{ended}.12345678"]:
+    here = socket.gethostname()
+    kept = [
+        ".exits.md.abc",
+        f".exits.md.{here}.1.12345678",
+        f".exits.md.{here}.{ended}.1234567",
+        f".exits.md.elsewhere-{here}.{ended}.12345678",  # of another machine, which may be alive there
+        f".other.md.{here}.{ended}.12345678",
+    ]
+    for name in [*kept, f".exits.md.{here}.{ended}.12345678"]:
         (tmp_path / name).write_text("")
     runs.write_atomically(tmp_path / "exits.md", "all")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "exits.md"])
