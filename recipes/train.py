@@ -7,10 +7,12 @@ interruption.
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
@@ -253,10 +255,10 @@ def execute(
         log.write(f"# {shown(call)}\n# {shown(command)}\n")
         try:
             status = launch.run(command, threads=record["threads"], lock=lock, on_line=on_line)
-        except KeyboardInterrupt:
-            close("interrupted", "Ctrl-C")
+        except KeyboardInterrupt as stop:
+            close("interrupted", "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C")
             print("interrupted: call the same again to resume from the last checkpoint", file=sys.stderr)
-            return 130
+            return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     if status != 0:
         why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
         close("failed", why)
@@ -287,7 +289,18 @@ def resumption(line: str) -> tuple[str, int, int] | None:
     return (Path(found[1]).name, int(found[2]), int(found[3])) if found else None
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which batch systems end a job."""
+
+
+def terminate(number: int, _: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does."""
+    signal.signal(number, signal.SIG_IGN)  # a second one would leave what the first has begun to end
+    raise Terminated
+
+
 def main() -> int:
+    signal.signal(signal.SIGTERM, terminate)
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     arguments = parser().parse_args(given[:split])

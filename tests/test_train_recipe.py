@@ -193,16 +193,25 @@ def test_a_disk_that_fills_loses_nothing(finished: Path, data: Path, mini: Path,
     assert_same_training(tmp_path, finished)
 
 
-def test_ctrl_c_ends_everything_and_says_how_to_go_on(data: Path, mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_an_interruption_ends_everything_and_says_how_to_go_on(
+    number: int, reason: str, data: Path, mini: Path, tmp_path: Path
+) -> None:
     call = ["toy", str(mini), "--data", str(data), "--runs", str(tmp_path / "runs"), "--cpu"]
     process = start([*call, "--", "--max-epoch", "1000"])
     read_until(process, "update 6  valid")
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "call the same again to resume" in rest
     assert "Traceback" not in rest
     wait_until_gone(tmp_path / "runs")
+    record = runs.Run(tmp_path / "runs/toy/mini").record()
+    assert record is not None
+    assert (record["status"], record["reason"]) == ("interrupted", reason)
     # More epochs or fewer are the same training: it goes on, and the limit is met at once.
     done = recipe("train", *call, "--", "--max-epoch", "1")
     assert done.returncode == 0, done.stdout + done.stderr
