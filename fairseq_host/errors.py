@@ -83,6 +83,10 @@ KNOWN: tuple[tuple[str, str], ...] = (
         r"Could not infer language pair",
         "no binarised text in the data folder; give the folder that fairseq-preprocess wrote",
     ),
+    (
+        r"Error merging override lr_scheduler\.total_num_update=null",
+        "--lr-scheduler polynomial_decay needs --total-num-update, the update at which the rate has fallen to its end",
+    ),
     (r"Model file not found: (.+)", "checkpoint {1} does not exist; check --path, or train first"),
     (
         r"Cannot load model parameters from checkpoint (.+?); please",

@@ -59,7 +59,7 @@ def model_options(found: argparse.ArgumentParser, *, split: str) -> None:
     )
     found.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="trained models (default: runs)")
     found.add_argument(
-        "--split", default=split, help=f"test, valid or another test set of the corpus (default: {split})"
+        "--split", default=split, help=f"test, valid, train or another test set of the corpus (default: {split})"
     )
     found.add_argument("--beam", type=int, metavar="N", help="beam size (default: the model file's, else 5)")
     found.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model file's, else 1)")

@@ -143,6 +143,27 @@ def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mi
     assert len(decoding.read_lines(copied / "toy/mini/evaluation-valid/hypotheses.txt")) == 20
 
 
+def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
+    """As docs/corpora.md distils a teacher."""
+    done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0",
+                  "--split", "train", "--output", tmp_path / "distilled")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    hypotheses = decoding.read_lines(tmp_path / "distilled/hypotheses.txt")
+    shutil.copy(data / "toy/text/train.de", tmp_path / "train.de")
+    shutil.copy(tmp_path / "distilled/hypotheses.txt", tmp_path / "train.en")
+    done = recipe("prepare", "files", "--name", "taught", "--source", "de", "--target", "en", "--vocab-size", "40",
+                  "--train", tmp_path / "train", "--valid", data / "toy/text/valid", "--test", data / "toy/text/test",
+                  "--data", tmp_path / "data", "--no-language-check")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    taught, toy = (runs.open_corpus(name, place) for name, place in (("taught", tmp_path / "data"), ("toy", data)))
+    pairs = list(zip(decoding.read_lines(toy.text("train", "de")), hypotheses, strict=True))
+    sides = [decoding.read_lines(taught.text("train", language)) for language in ("de", "en")]
+    kept = list(zip(*sides, strict=True))
+    assert kept
+    assert set(kept) <= set(pairs)
+    assert decoding.read_lines(taught.text("test", "en")) == decoding.read_lines(toy.text("test", "en"))
+
+
 def arguments_for(data: Path, folder: Path, mini: Path, *more: str) -> argparse.Namespace:
     return evaluate.parser().parse_args(
         ["toy", str(mini), "--data", str(data), "--runs", str(folder), "--cpu", "--pictures", "0", *more]

@@ -161,6 +161,7 @@ def raised(error: BaseException) -> BaseException:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x/dict.en.txt"), "dictionary x/dict.en.txt is"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.yaml"), "x.yaml does not exist"),
         (OSError("Model file not found: x.pt"), "checkpoint x.pt does not exist"),
+        (ValueError("Error merging override lr_scheduler.total_num_update=null"), "needs --total-num-update"),
         (AssertionError("Must specify batch size either with --max-tokens or --batch-size"), "give --max-tokens"),
         (Exception("Cannot load model parameters from checkpoint a/b.pt; please ensure"), "a/b.pt does not fit"),
         (AssertionError("Criterion does not match; please reset the optimizer (x)"), "another --criterion"),
