@@ -106,8 +106,11 @@ def main() -> int:
         found = {"prepare": check("prepare", prepare, data, data / "small", options.kills, draw, "--force")}
         completed("train", "small", "tiny.yaml", "--cpu")
         evaluate = ["evaluate", "small", "tiny.yaml", "--cpu"]
-        for name, more in (("average", ["--average", "3"]), ("evaluate", [])):
-            found[name] = check(name, [*evaluate, *more], run, run / "evaluation", options.kills, draw)
+        for name, more, result in (
+            ("average", ["--average", "3"], "evaluation-average-3"),
+            ("evaluate", [], "evaluation"),
+        ):
+            found[name] = check(name, [*evaluate, *more], run, run / result, options.kills, draw)
         completed(*evaluate, "--beam", "1", "--output", "greedy")
         report = ["report", str(run), "greedy", "--samples", "200"]
         found["report"] = check("report", report, run, run / "report.html", options.kills, draw)

@@ -59,7 +59,9 @@ class DepthOptions(FairseqDataclass):
             "unit asked after every block"
         },
     )
-    halting_only: bool = field(default=False, metadata={"help": "train the halting alone, all else stays as loaded"})
+    halting_only: bool = field(
+        default=False, metadata={"help": "train the halting alone; all else stays as loaded, and must be loaded"}
+    )
     exit_policy: ChoiceEnum(POLICIES) = field(  # type: ignore[valid-type]
         default="full", metadata={"help": "how decoding chooses exits; full never exits before the last block"}
     )
@@ -115,8 +117,16 @@ def options_of(args: Any) -> DepthOptions:
     return DepthOptions(**{f.name: getattr(args, f.name, getattr(known, f.name)) for f in fields(known) if f.init})
 
 
-def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_attention: bool) -> None:
-    """Raise a UserError for an option out of range or at odds with others."""
+# Options of the host that exits do not work with: blocks are left out or are of another kind, there is no output
+# projection, or layers are no more their weights, which is what exits read of them.
+REFUSED = (
+    *("decoder_layerdrop", "decoder_layers_to_keep", "base_layers"),
+    *("adaptive_softmax_cutoff", "quant_noise_scalar"),
+)
+
+
+def check(options: DepthOptions, host: Any, *, exits: int) -> None:
+    """Raise a UserError for an option out of range or at odds with others, those of the ``host`` included."""
     # The command line has seen to these; --model-overrides takes anything.
     for name, valid in CHOICES.items():
         if (value := getattr(options, name)) not in valid:
@@ -133,9 +143,10 @@ def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_att
         raise UserError(f"--exit-gradient-scale must be above 0, given {scale:g}")
     if options.halting_only and options.halting == "none":
         raise UserError(f"--halting-only needs --halting: one of {', '.join(HALTINGS[1:])}")
-    if layerdrop > 0:
-        raise UserError("--decoder-layerdrop does not work with exits: leave it out")
-    if cross_self_attention and options.exit_policy != "full":
+    for name in REFUSED:
+        if getattr(host, name, None):
+            raise UserError(f"{_flag(name)} does not work with exits: leave it out")
+    if host.cross_self_attention and options.exit_policy != "full":
         raise UserError("--cross-self-attention works with --exit-policy full only: leave one of them out")
     if options.exit_policy == "fixed" and options.exit_layer is None:
         raise UserError(f"--exit-policy fixed needs --exit-layer: from 1 to {exits}")
@@ -145,6 +156,11 @@ def check(options: DepthOptions, *, exits: int, layerdrop: float, cross_self_att
         raise UserError(
             "--exit-policy halting needs a model that was trained with --halting; this one can do: "
             + ", ".join(POLICIES[:-1])
+        )
+    if options.exit_policy == "halting" and options.halting != "geometric" and options.exit_threshold is not None:
+        raise UserError(
+            f"--exit-threshold means nothing to --exit-policy halting where --halting is {options.halting}: leave it "
+            "out (as an override: exit_threshold=None)"
         )
 
 

@@ -5,13 +5,14 @@ Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, M
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from omegaconf import II
 from torch import Tensor
 
 from depth_adaptive.decoder import Decoder
@@ -26,7 +27,11 @@ class DepthAdaptiveCriterionConfig(FairseqDataclass):
 
     label_smoothing: float = field(default=0.0, metadata={"help": "label smoothing, of every exit"})
     exit_weighting: ChoiceEnum(list(WEIGHTINGS)) = field(  # type: ignore[valid-type]
-        default="uniform", metadata={"help": "weight of exit n in the loss: 1, n, its square root, or their inverses"}
+        default="uniform",
+        metadata={
+            "help": "weight of exit n in the loss of aligned training: 1, n, its square root, or their inverses; "
+            "mixed training has none"
+        },
     )
     halting_weight: float = field(default=1.0, metadata={"help": "weight alpha of the halting's loss"})
     halting_oracle: ChoiceEnum(ORACLES) = field(  # type: ignore[valid-type]
@@ -36,11 +41,21 @@ class DepthAdaptiveCriterionConfig(FairseqDataclass):
     halting_smoothing: float = field(
         default=0.0, metadata={"help": "sigma: width of the RBF kernel over neighbouring tokens; 0: each token alone"}
     )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+class Count(NamedTuple):
+    """Of the tokens that are scored at one exit: sums, and how many they are."""
+
+    nll: Tensor  # the negative log-likelihood, without smoothing
+    correct: Tensor
+    tokens: int
 
 
 @register_criterion("depth_adaptive_cross_entropy", dataclass=DepthAdaptiveCriterionConfig)
 class DepthAdaptiveCriterion(FairseqCriterion):
-    """Sums over tokens, as the host's criteria; the sample size is the number of tokens."""
+    """Sums over tokens, as the host's criteria; the sample size is the number of tokens or, by --sentence-avg, of
+    sentences."""
 
     def __init__(
         self,
@@ -51,6 +66,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         halting_oracle: str,
         halting_penalty: float,
         halting_smoothing: float,
+        sentence_avg: bool,
     ) -> None:
         super().__init__(task)
         for name, value, high in (
@@ -68,6 +84,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         self.oracle = halting_oracle
         self.penalty = halting_penalty
         self.sigma = halting_smoothing
+        self.sentence_avg = sentence_avg
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """The host's interface: (loss, sample size, what is logged)."""
@@ -83,23 +100,25 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         _, extra = model(**sample["net_input"], features_only=True)
         target = sample["target"]
         real = target != self.padding_idx  # (B, T)
-        tokens = sample["ntokens"]
-        log: dict[str, Any] = {"ntokens": tokens, "nsentences": target.size(0), "sample_size": tokens}
+        tokens, sentences = sample["ntokens"], target.size(0)
+        size = sentences if self.sentence_avg else tokens
+        log: dict[str, Any] = {"ntokens": tokens, "nsentences": sentences, "sample_size": size}
         likelihoods = correct = None
+        counted = []  # passes in which each exit's tokens are counted
         if "exit_states" in extra:
             # In mixed training this is for the oracle alone.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not extra["mixed"]):
                 exits_loss, likelihoods, correct = self.all_exits(decoder, extra["exit_states"], target, real)
-            nll = -likelihoods.sum((1, 2))
-            for n in range(likelihoods.size(0)):
-                log[f"nll_{n + 1}"] = nll[n]
-                log[f"correct_{n + 1}"] = correct[n].sum()
-            log["nll_loss"] = nll[-1]
+            counted.append(
+                [Count(*sums, tokens) for sums in zip(-likelihoods.sum((1, 2)), correct.sum((1, 2)), strict=True)]
+            )
         if extra["mixed"]:
-            losses = [self.sampled_exits(decoder, exits, states, target, real) for exits, states in extra["mixed"]]
-            exits_loss = torch.stack([loss for loss, _ in losses]).mean()
-            if likelihoods is None:
-                log["nll_loss"] = torch.stack([nll for _, nll in losses]).mean()
+            sampled = [self.sampled_exits(decoder, exits, states, target, real) for exits, states in extra["mixed"]]
+            exits_loss = torch.stack([loss for loss, _ in sampled]).mean()
+            counted = counted or [counts for _, counts in sampled]
+        for n, counts in enumerate(zip(*counted, strict=True), start=1):
+            for name in ("nll", "correct", "tokens"):
+                log[f"{name}_{n}"] = sum(getattr(count, name) for count in counts)
         loss = exits_loss
         if decoder.halting is not None:
             assert likelihoods is not None
@@ -108,7 +127,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
             loss = loss + self.halting_weight * halting_loss
             log["halting_loss"], log["oracle_exit"] = halting_loss.detach(), oracle
         log["exits_loss"], log["loss"] = exits_loss.detach(), loss.detach()
-        return loss, tokens, log
+        return loss, size, log
 
     def all_exits(
         self, decoder: Decoder, states: list[Tensor], target: Tensor, real: Tensor
@@ -126,17 +145,17 @@ class DepthAdaptiveCriterion(FairseqCriterion):
 
     def sampled_exits(
         self, decoder: Decoder, exits: Tensor, states: list[Tensor], target: Tensor, real: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mixed training (equation 5), one sampled sequence of exits (B, T): the loss and, without smoothing, the
-        negative log-likelihood. ``states`` are the outputs of the blocks, (B, T, D) each."""
-        losses, nlls = [], []
+    ) -> tuple[Tensor, list[Count]]:
+        """Mixed training (equation 5), one sampled sequence of exits (B, T): the loss, and of each exit its tokens.
+        ``states`` are the outputs of the blocks, (B, T, D) each."""
+        losses, counts = [], []
         for n, state in enumerate(states, start=1):
             chosen = real & (exits == n)
             # Not a copy of it from above, whose gradient is scaled there.
-            loss, likelihood, _ = self.cross_entropy(decoder, n, state[chosen], target[chosen])
+            loss, likelihood, correct = self.cross_entropy(decoder, n, state[chosen], target[chosen])
             losses.append(loss)
-            nlls.append(-likelihood.sum())
-        return torch.stack(losses).sum(), torch.stack(nlls).sum()
+            counts.append(Count(-likelihood.sum(), correct.sum(), likelihood.numel()))
+        return torch.stack(losses).sum(), counts
 
     def cross_entropy(self, decoder: Decoder, n: int, states: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of exit n for block outputs (M, D) and targets (M,); the gradient scaled as appendix A has it."""
@@ -165,28 +184,30 @@ class DepthAdaptiveCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log averages a token, in bits."""
+        """Log averages, losses in bits: what is trained by the sample size, all else a token."""
 
         bits = math.log(2)
 
-        def mean(name: str, logged_as: str, unit: float, places: int) -> None:
+        def mean(name: str, logged_as: str, count: str, unit: float, places: int) -> bool:
+            """Log it, unless there is nothing."""
             logs = [log for log in logging_outputs if name in log]
-            if logs:
-                tokens = sum(log["ntokens"] for log in logs)
-                metrics.log_scalar(logged_as, sum(log[name] for log in logs) / tokens / unit, tokens, round=places)
+            total = sum(log[count] for log in logs)
+            if total > 0:
+                metrics.log_scalar(logged_as, sum(log[name] for log in logs) / total / unit, total, round=places)
+            return bool(total > 0)
 
-        for name in ("loss", "nll_loss", "exits_loss", "halting_loss"):
-            mean(name, name, bits, 3)
-        if any("nll_loss" in log for log in logging_outputs):
+        exits = sum(name.startswith("nll_") for name in set[str]().union(*logging_outputs))
+        mean("loss", "loss", "sample_size", bits, 3)
+        if mean(f"nll_{exits}", "nll_loss", f"tokens_{exits}", bits, 3):
             metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
-        mean("oracle_exit", "oracle_exit", 1, 3)
-        n = 1
-        while any(f"nll_{n}" in log for log in logging_outputs):
-            mean(f"nll_{n}", f"nll_{n}", bits, 3)
-            mean(f"correct_{n}", f"accuracy_{n}", 0.01, 2)
-            n += 1
+        mean("exits_loss", "exits_loss", "sample_size", bits, 3)
+        mean("halting_loss", "halting_loss", "sample_size", bits, 3)
+        mean("oracle_exit", "oracle_exit", "ntokens", 1, 3)
+        for n in range(1, exits + 1):
+            mean(f"nll_{n}", f"nll_{n}", f"tokens_{n}", bits, 3)
+            mean(f"correct_{n}", f"accuracy_{n}", f"tokens_{n}", 0.01, 2)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """They are sums over tokens."""
+        """They are sums."""
         return True

@@ -55,8 +55,11 @@ def cut_checkpoint(path: Path, n: int, output: Path, *, force: bool = False) -> 
     """Cut the checkpoint ``path`` and save it as ``output``.
 
     Raises:
-        UserError: no such file, another model's, ``n`` out of range, or ``output`` exists and not ``force``.
+        UserError: no such file, another model's, ``n`` out of range, no folder for ``output``, or it exists and not
+            ``force``.
     """
+    if not output.parent.is_dir():
+        raise UserError(f"the folder {output.parent} does not exist: make it, or give another OUTPUT")
     if output.exists() and not force:
         raise UserError(f"{output} exists: give another name, or --force to replace it")
     state = checkpoints.load(path)

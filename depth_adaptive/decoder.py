@@ -15,6 +15,7 @@ from depth_adaptive.config import build_policy, options_of
 from depth_adaptive.halting import Policy, build_halting
 from depth_adaptive.losses import gradient_scales, scale_gradient
 from depth_adaptive.products import Products
+from fairseq_host.errors import UserError
 
 
 class Encoder(TransformerEncoder):
@@ -123,6 +124,11 @@ class Decoder(TransformerDecoder):
         """The host's. Weights that training changes are not to be found in copies later."""
         self.products.clear()
         return super().train(mode)
+
+    def make_generation_fast_(self, retain_dropout: bool = False, **options: Any) -> None:
+        """The host's, told the options of decoding. Raises a UserError for dropout, which our steps pass by."""
+        if retain_dropout and self.policy is not None:
+            raise UserError("--retain-dropout works with --exit-policy full only: leave one of them out")
 
     # --- exits ---
 

@@ -94,11 +94,15 @@ class Search:
 
 
 def mean_state(encoder_out: Tensor, padding: Tensor | None) -> Tensor:
-    """The mean of the encoder's output (S, B, E) over real positions: (B, E)."""
+    """The mean of the encoder's output (S, B, E) over real positions: (B, E).
+
+    In float32 or better, as bfloat16 cannot count to 257: a sentence's mean must not hang on the padding beside it.
+    """
+    x = encoder_out.to(torch.promote_types(encoder_out.dtype, torch.float32))
     if padding is None:
-        return encoder_out.mean(0)
-    real = (~padding).t().unsqueeze(-1).to(encoder_out)  # (S, B, 1)
-    return (encoder_out * real).sum(0) / real.sum(0)
+        padding = torch.zeros(x.size(1), x.size(0), dtype=torch.bool, device=x.device)
+    total = x.masked_fill(padding.t().unsqueeze(-1), 0).sum(0)
+    return (total / (~padding).sum(1, keepdim=True)).to(encoder_out.dtype)
 
 
 def step(

@@ -2,6 +2,8 @@
 
 Section 4 of the paper. Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, E that of the
 encoder; ``...`` are any leading axes. Nothing here knows fairseq.
+
+A halting has its weights under the name of its kind: so none is loaded into another, whose shapes may be the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,15 +30,15 @@ class SequenceHalting(nn.Module):
 
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
-        self.unit = nn.Linear(dim, exits)
+        self.sequence = nn.Linear(dim, exits)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B) from ``sentence`` (B, E); ``states`` are not looked at."""
-        return F.log_softmax(_exact(self.unit(sentence)), dim=-1).movedim(-1, 0)
+        return F.log_softmax(_exact(self.sequence(sentence)), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
         """(..., ) exits from ``sentence`` (..., E)."""
-        return self.unit(sentence).argmax(-1) + 1
+        return self.sequence(sentence).argmax(-1) + 1
 
 
 class TokenHalting(nn.Module):
@@ -46,15 +48,15 @@ class TokenHalting(nn.Module):
 
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
-        self.unit = nn.Linear(dim, exits)
+        self.token = nn.Linear(dim, exits)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B, T) from the first of ``states``, (B, T, D) each."""
-        return F.log_softmax(_exact(self.unit(states[0])), dim=-1).movedim(-1, 0)
+        return F.log_softmax(_exact(self.token(states[0])), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
         """(..., ) exits from ``first`` (..., D)."""
-        return self.unit(first).argmax(-1) + 1
+        return self.token(first).argmax(-1) + 1
 
 
 class GeometricHalting(nn.Module):
@@ -65,20 +67,20 @@ class GeometricHalting(nn.Module):
     def __init__(self, *, dim: int, exits: int) -> None:
         super().__init__()
         self.exits = exits
-        self.unit = nn.Linear(dim, 1)
+        self.geometric = nn.Linear(dim, 1)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
         """(N, B, T): log of chi_n * prod_{m<n} (1 - chi_m), the rest at N; ``states`` (B, T, D), N of them."""
         if self.exits == 1:
             return torch.zeros_like(_exact(states[0][None, ..., 0]))
-        unit = _exact(self.unit(torch.stack(list(states[:-1])))).squeeze(-1)
+        unit = _exact(self.geometric(torch.stack(list(states[:-1])))).squeeze(-1)
         go_on = F.logsigmoid(-unit).cumsum(0)  # (N - 1, B, T)
         before = torch.cat([torch.zeros_like(go_on[:1]), go_on[:-1]])
         return torch.cat([F.logsigmoid(unit) + before, go_on[-1:]])
 
     def probability(self, state: Tensor) -> Tensor:
         """chi (...) of ``state`` (..., D)."""
-        return torch.sigmoid(self.unit(state).float()).squeeze(-1)
+        return torch.sigmoid(self.geometric(state).float()).squeeze(-1)
 
 
 Halting = SequenceHalting | TokenHalting | GeometricHalting

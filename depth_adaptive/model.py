@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
 from depth_adaptive.decoder import Decoder, Encoder
 from depth_adaptive.flops import Flops, Sizes, full_depth, of_exits
+from fairseq_host.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-OURS = ("decoder.exit_norms.", "decoder.exit_projections.", "decoder.halting.")
+HALTING = "decoder.halting."
+OURS = ("decoder.exit_norms.", "decoder.exit_projections.", HALTING)
 
 
 @register_model("depth_adaptive_transformer")
@@ -25,6 +27,7 @@ class DepthAdaptiveTransformerModel(TransformerModel):
     """See :mod:`depth_adaptive.config` for the options; all of the host's Transformer's are there too."""
 
     decoder: Decoder
+    loaded = False  # whether weights have been loaded
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -43,9 +46,7 @@ class DepthAdaptiveTransformerModel(TransformerModel):
             args = Namespace(**args)  # the host hands on to the decoder what it does not know of a namespace only
         depth_adaptive_architecture(args)
         options = options_of(args)
-        kept = getattr(args, "decoder_layers_to_keep", None)
-        exits = len(kept.split(",")) if kept else args.decoder_layers
-        check(options, exits=exits, layerdrop=args.decoder_layerdrop, cross_self_attention=args.cross_self_attention)
+        check(options, args, exits=args.decoder_layers)
         model = super().build_model(args, task)
         if options.halting_only:
             model.requires_grad_(False)
@@ -80,30 +81,65 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         taken = of_exits(exits, source_lengths, sizes, decision=decision)
         return taken, full_depth((exits > 0).sum(1), source_lengths, sizes)
 
-    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make a plain Transformer's state dict fit, in place.
+    def set_num_updates(self, num_updates: int) -> None:
+        """The host's, before it loads a checkpoint and before each update.
 
-        Exits of their own start as copies of the last one, the halting starts fresh. So does the halting of a model
-        that was trained without one.
+        Raises:
+            UserError: the first update would train the halting of a random model.
+        """
+        super().set_num_updates(num_updates)
+        if num_updates == 0 and not self.loaded and self.decoder.exit_options.halting_only:
+            raise UserError(
+                "--halting-only trains the halting of a model that is there, and none was loaded: give its checkpoint "
+                "to --finetune-from-model"
+            )
+
+    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make the state dict of a plain Transformer, or of a model with another halting, fit, in place.
+
+        Exits of their own start as copies of the last one, the halting starts fresh.
+
+        Raises:
+            UserError: there are no weights for the halting that the policy asks.
         """
         super().upgrade_state_dict(state_dict)
-        decoder = self.decoder
+        self.loaded = True
+        own = self.state_dict()
+        self._upgrade_halting(state_dict, own)
         started = []
-        for name, value in self.state_dict().items():
+        for name, value in own.items():
             if name in state_dict or not name.startswith(OURS):
                 continue
             state_dict[name] = value.clone()
             started.append(name)
             last = name.replace("exit_norms", "layer_norm").replace("exit_projections", "output_projection").split(".")
-            if not name.startswith("decoder.halting."):
+            if not name.startswith(HALTING):
                 del last[2]  # the exit's number
                 state_dict[name].copy_(state_dict[".".join(last)])
         if started:
             logger.info("the checkpoint lacks %s: started anew", ", ".join(started))
-        # A halting that is not asked for is not needed.
-        if decoder.halting is None:
-            for name in [name for name in state_dict if name.startswith("decoder.halting.")]:
-                del state_dict[name]
+
+    def _upgrade_halting(self, state_dict: dict[str, Any], own: dict[str, Any]) -> None:
+        """Leave the weights of our kind of halting, if they are there, and no others."""
+        halting = self.decoder.halting
+        kind = "none" if halting is None else halting.kind
+        for part in ("weight", "bias"):
+            # Before, every kind was named alike: what has our shape is ours.
+            before, now = f"{HALTING}unit.{part}", f"{HALTING}{kind}.{part}"
+            if before in state_dict and now in own and state_dict[before].shape == own[now].shape:
+                state_dict[now] = state_dict.pop(before)
+        others = [name for name in state_dict if name.startswith(HALTING) and name not in own]
+        for name in others:
+            del state_dict[name]
+        if halting is None or all(name in state_dict for name in own if name.startswith(HALTING)):
+            return
+        if self.decoder.exit_options.exit_policy == "halting":
+            raise UserError(
+                f"--exit-policy halting needs a model that was trained with --halting {kind}, and the checkpoint was "
+                "not: take another policy, or its own --halting"
+            )
+        if others:
+            logger.warning("the checkpoint has another halting than --halting %s, which starts anew", kind)
 
 
 @register_model_architecture("depth_adaptive_transformer", "depth_adaptive_transformer")

@@ -6,13 +6,16 @@ fairseq's faults that are mended here, in the configuration that its command lin
 - resuming on several processes fails: fairseq sends the checkpoint around as objects that torch refuses to load;
 - `--bf16` asks for torch_xla, on CPU and GPU alike; `--fp16` on the CPU asks CUDA for its device;
 - `--amp` does nothing on the CPU;
+- processes of one training that were given different options average each other's gradients without a word;
 - faults of the data show late and without their cause (see `fairseq_host.data`).
 """
 
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 # Where the function comes from that fairseq-train, fairseq-hydra-train and our own launcher hand to `call_main`.
 TRAINING = ("fairseq_cli.train", "fairseq_host.train", "__main__")
+
+# Sections of the configuration that decide on the result, and what in them may be a machine's own.
+RESULT = ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common")
+OWN = re.compile(
+    r"data|user_dir|num_workers(_valid)?|save_dir|restore_file|local_rank|device_id|distributed_\w+|log_\w+|tensorboard_\w+"
+)
 
 TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
@@ -127,3 +136,26 @@ def _prepare_processes(cfg: Any, on_gpu: bool) -> None:
         options.distributed_backend,
         options.ddp_backend,
     )
+
+
+def check_alike(cfg: Any) -> None:
+    """Raise a UserError, in every process, unless all of this training were given the same options."""
+    if not torch.distributed.is_initialized():
+        return
+    mine = {f"{section}.{name}": value for section in RESULT for name, value in _options(cfg[section]).items()}
+    everyones: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyones, mine)
+    for rank, its in enumerate(everyones):
+        for name in sorted(mine | its):
+            if its.get(name) != everyones[0].get(name):
+                option = name.partition(".")[2].replace("_", "-")
+                raise UserError(
+                    f"--{option} is {its.get(name)} in process {rank}, but {everyones[0].get(name)} in process 0; "
+                    "start all with the same options"
+                )
+
+
+def _options(section: Any) -> dict[str, str]:
+    """The options in a section, a namespace or a configuration, which decide on the result."""
+    found: Mapping[str, Any] = vars(section) if isinstance(section, Namespace) else section or {}
+    return {str(name): str(found[name]) for name in found if not OWN.fullmatch(str(name))}

@@ -43,7 +43,10 @@ def run(cfg: Any) -> None:
     fairseq_host.install()
     from fairseq_cli import train
 
+    from fairseq_host import launch
+
     logs.quiet()
+    launch.check_alike(cfg)
     train.main(cfg)
 
 

@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--per-exit",
         action="store_true",
-        help="a threshold for each block instead of one for all: those that change full depth's translations the "
-        "least; not with --disagreement",
+        help="a threshold for each block instead of one for all: those at which most words of the references are "
+        "found; not with --disagreement",
     )
     found.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="what the threshold is of")
     found.add_argument(
@@ -198,19 +198,27 @@ def name_of(arguments: argparse.Namespace) -> str:
     """The file's name without its ending: what was asked, so that another question has another file."""
     wanted = f"{arguments.wanted.replace('_', '-')}-{getattr(arguments, arguments.wanted):g}"
     level = [f"level-{arguments.level:g}"] if arguments.disagreement is not None else []
+    steps = [] if arguments.steps == DEFAULT_STEPS[arguments.wanted] else [f"steps-{arguments.steps}"]
     split = [] if arguments.split == "valid" else [arguments.split]
     each = ["per-exit"] if arguments.per_exit else []
-    return "-".join(["calibration", arguments.policy, *each, wanted, *level, *split, *arguments.override])
+    given = [f"{name}-{value}".removeprefix("checkpoint-") for name, value in decoding_options(arguments)]
+    return "-".join(
+        ["calibration", arguments.policy, *each, wanted, *level, *steps, *split, *given, *arguments.override]
+    )
+
+
+def decoding_options(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Which parameters and which search were asked for, where they are not those by default."""
+    asked = {name: getattr(arguments, name) for name in ("average", "beam", "lenpen")}
+    found = [(name, f"{value:g}") for name, value in asked.items() if value is not None]
+    if arguments.average is None and arguments.checkpoint != "best":
+        found.insert(0, ("checkpoint", arguments.checkpoint))
+    return found
 
 
 def evaluate_call(arguments: argparse.Namespace, policy: Sequence[str]) -> str:
     """The call of recipes/evaluate.sh that decodes as was calibrated."""
-    words = []
-    for name in ("beam", "lenpen", "average"):
-        if (value := getattr(arguments, name)) is not None:
-            words += [f"--{name}", f"{value:g}"]
-    if arguments.average is None and arguments.checkpoint != "best":
-        words += ["--checkpoint", arguments.checkpoint]
+    words = [word for name, value in decoding_options(arguments) for word in (f"--{name}", value)]
     words += ["--cpu"] if arguments.cpu else []
     for override in (*arguments.override, *policy):
         words += ["--override", override]

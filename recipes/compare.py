@@ -1,19 +1,16 @@
 """Compare systems by sacreBLEU's paired tests: `python -m recipes.compare RUN RUN...` (recipes/compare.sh)."""
 
 import argparse
-import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
-from recipes import comparing, evaluate, runs
+from recipes import comparing, folders, runs
 
 SAMPLES = {"bs": 1_000, "ar": 10_000}  # sacreBLEU's
 SEED = 12345  # sacreBLEU's
@@ -82,7 +79,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     systems = [comparing.open_system(given) for given in arguments.runs]
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "comparison"
-    evaluate.check_output(output, WRITTEN, ours=False)  # an evaluation may lie in any folder of the user's
+    folders.check(output, WRITTEN)  # an evaluation may lie in any folder of the user's
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
@@ -111,15 +108,9 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     }
     text = comparing.table(comparison, systems)
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluate.recover(output)
-    building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new.{os.getpid()}."))
-    try:
-        building.chmod(0o755)
+    with folders.replaced(output) as building:
         (building / "comparison.md").write_text(text, encoding="utf-8")
         runs.write_json(building / "comparison.json", comparison)
-        evaluate.replace_folder(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     print()
     print(text)
     print(f"Written to {output}")

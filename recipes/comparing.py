@@ -16,7 +16,25 @@ from recipes.sentences import Sentence
 LENGTHS = (10, 20, 30, 40, 50)
 # Languages written without spaces between words: their length is counted in characters.
 UNSPACED = ("ja", "km", "lo", "my", "th", "zh")
-NEEDED = ("corpus", "split", "sentences", "model", "checkpoint", "search", "source_language", "command", "commit")
+# What scores.json must hold, and of what kind that is; then what else of it is read where it is there. What may be
+# null may be missing too. (`shown.check_figures` has the figures that a report shows.)
+NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("corpus", "split", "model", "checkpoint", "source_language", "command"), "text"),
+    "sentences": "a whole number",
+    "search": {"beam": "a whole number", "lenpen": "a number", "max-tokens": "a whole number"},
+    "commit": "text or null",
+}
+OPTIONAL: dict[str, Any] = {
+    "target_language": "text",
+    "versions": {},
+    "tuned": {"split": "text", "rows": []},
+    "ensemble": [
+        {"model": "text", "checkpoint": "text", "updates": "a number or null", "checkpoint_seconds": "a number or null"}
+    ],
+    "exits": {"policy": "text", "blocks": "a whole number"},
+    "truncated": "a whole number",
+}
+_KINDS: dict[str, Any] = {"text": str, "a whole number": int, "a number": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,30 @@ def open_system(given: Path) -> System:
         )
         if not known:
             raise UserError(f"{path}: {name} must have a score and a signature; evaluate anew (recipes/evaluate.sh)")
+    there = [name for name in OPTIONAL if name in scores and (name, scores[name]) != ("tuned", None)]
+    check_kinds(path, scores, NEEDED | {name: OPTIONAL[name] for name in there})
     return System(str(given), folder, scores, sentences.read(folder, scores["sentences"]))
+
+
+def check_kinds(path: Path, value: Any, kind: Any, name: str = "") -> None:
+    """Raise a UserError unless `value`, which the file `path` has under `name`, is of that `kind`.
+
+    An object is of the kind of an object that tells the kinds of its parts, a list of that of a list that holds the
+    kind of each.
+    """
+    again = "evaluate anew (recipes/evaluate.sh)"
+    if isinstance(kind, str):
+        word, _, null = kind.partition(" or ")
+        if not isinstance(value, _KINDS[word]) and not (null and value is None):
+            raise UserError(f"{path}: {name} must be {kind}, but is {value!r:.40}; {again}")
+    elif not isinstance(value, type(kind)):
+        raise UserError(f"{path}: {name} is damaged; {again}")
+    elif isinstance(kind, dict):
+        for part, its in kind.items():
+            check_kinds(path, value.get(part), its, f"{name}.{part}".lstrip("."))
+    elif kind:
+        for place, part in enumerate(value):
+            check_kinds(path, part, kind[0], f"{name}.{place}")
 
 
 def check_comparable(systems: Sequence[System]) -> None:
@@ -134,6 +175,18 @@ def check_scores(system: System) -> None:
                 raise UserError(
                     f"{path}: the {key} of {title} is {told[key]}, but {sentences.NAME} gives {found[key]}; {again}"
                 )
+
+
+def check_sentence_scores(system: System) -> None:
+    """Raise a UserError unless BLEU and chrF2 of each sentence are what sacreBLEU, as it is installed, makes of it."""
+    scored = sentences.sentence_scores(*system.texts("bleu"), system.signatures)
+    for sentence, (bleu, chrf) in zip(system.sentences, scored, strict=True):
+        if (sentence.bleu, sentence.chrf) != (bleu, chrf):
+            raise UserError(
+                f"{system.folder / sentences.NAME}: BLEU and chrF2 of sentence {sentence.number} are {sentence.bleu} "
+                f"and {sentence.chrf}, but its text gives {bleu} and {chrf}; score anew with: "
+                f"recipes/score.sh --update {system.folder}"
+            )
 
 
 @contextmanager
@@ -243,8 +296,7 @@ def search(system: System) -> str:
     scores = system.scores
     told = f"beam {scores['search']['beam']}, length penalty {scores['search']['lenpen']:g}"
     told += f" (tuned on {scores['tuned']['split']})" if scores.get("tuned") else ""
-    models = [scores, *scores.get("ensemble", [])]
-    return f"{told}; " + " + ".join(model["checkpoint"] for model in models)
+    return f"{told}; {scoring.checkpoint(scores)}"
 
 
 def table(comparison: Mapping[str, Any], systems: Sequence[System]) -> str:

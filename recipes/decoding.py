@@ -149,6 +149,13 @@ class Translator:
         indices = [dictionary.index(piece) for piece in pieces[: self.max_source - 1]]
         return torch.tensor([*indices, dictionary.eos()]), len(pieces) > self.max_source - 1
 
+    def given(self, text: str) -> Translation:
+        """A translation that is not the model's, as `forced` takes it; what is too long for the model is cut."""
+        dictionary = self.task.target_dictionary
+        pieces = self.target.pieces(text)[: self.model.max_decoder_positions() - 1]
+        tokens = torch.tensor([*(dictionary.index(piece) for piece in pieces), dictionary.eos()])
+        return Translation(text, pieces, tokens, 0.0)
+
     def batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         """Indices in batches of like length, longest first, of at most `max_tokens` pieces when padded."""
         batch: list[int] = []

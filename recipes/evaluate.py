@@ -1,12 +1,9 @@
 """Translate a test set and score it: `python -m recipes.evaluate CORPUS MODEL` (recipes/evaluate.sh)."""
 
 import argparse
-import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +13,7 @@ import yaml
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
-from recipes import declarative, options, runs, tuned
+from recipes import declarative, folders, options, runs, tuned
 from recipes.runs import Corpus, Run
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
@@ -200,32 +197,6 @@ def read_talks(corpus: Corpus, split: str, count: int) -> list[str] | None:
     return talks
 
 
-def replace_folder(new: Path, final: Path) -> None:
-    """Put the complete folder `new` in the place of `final`; an old `final` goes once that is there."""
-    if not final.exists():
-        new.rename(final)
-        return
-    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old.{os.getpid()}."))
-    final.rename(old / "old")
-    try:
-        new.rename(final)
-    except BaseException:
-        (old / "old").rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(final: Path) -> None:
-    """Clear away what a killed evaluation has left beside `final`, and put back what it had moved away."""
-    for left in final.parent.glob(f".{final.name}.*"):
-        found = re.fullmatch(r"\.(new|old)\.(\d+)\..+", left.name.removeprefix(f".{final.name}"))
-        if found is None or runs.alive(int(found[2])):
-            continue
-        if found[1] == "old" and (left / "old").is_dir() and not final.exists():
-            (left / "old").rename(final)
-        shutil.rmtree(left, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class Chosen:
     """A trained model and what it is to translate, as the options of `model_options` say."""
@@ -274,6 +245,7 @@ class Chosen:
         ]
         told = [
             {"model": other.model, "checkpoint": other.checkpoint, "updates": updates_of(state),
+             "checkpoint_seconds": seconds_until(other.run, updates_of(state)),
              "training_command": other.record.get("command"), "training_commit": other.record.get("commit")}
             for other, state in zip(self.others, states, strict=True)
         ]  # fmt: skip
@@ -360,20 +332,26 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
     return Chosen(model_file.name, run, record, paths, place, search, sources, references, talks, train_call)
 
 
+def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
+    """The folder of an evaluation in its run: "evaluation" and what was asked for, so that no other replaces it."""
+    checkpoint = {"best": [], "last": ["last"], "average": ["average", str(arguments.average or "")]}
+    asked = [
+        *([] if arguments.split == "test" else [arguments.split]),
+        *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else []),
+        *checkpoint[arguments.checkpoint],
+        *(f"{option}-{value:g}" for option in ("beam", "lenpen") if (value := getattr(arguments, option)) is not None),
+        *(["tuned"] if arguments.tuned else []),
+        *arguments.override,
+    ]
+    return "-".join(["evaluation", *filter(None, asked)])
+
+
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     chosen = choose(arguments)
-    name = "-".join(
-        [
-            "evaluation",
-            *([] if arguments.split == "test" else [arguments.split]),
-            *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else []),
-            *arguments.override,
-        ]
-    )
-    output: Path = arguments.output or chosen.run.folder / name
-    check_output(output, WRITTEN, ours=arguments.output is None)
-    recover(output)
+    output: Path = arguments.output or chosen.run.folder / name_of(arguments, chosen)
+    folders.check(output, WRITTEN)
+    folders.recover(output)
     tuning = tuned.read(chosen, arguments) if arguments.tuned else None
 
     from recipes import loading, measuring
@@ -396,17 +374,12 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     }
     table = found.table(scores)
     output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.new.{os.getpid()}."))
-    try:
-        building.chmod(0o755)
+    with folders.replaced(output) as building:
         draw_training(building, chosen.run)
         measuring.draw_slots(building, found.usages)
         found.write(building)
         (building / "scores.txt").write_text(table, encoding="utf-8")
         runs.write_json(building / "scores.json", scores)
-        replace_folder(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     print()
     print(table)
     print(f"Written to {output}")
@@ -437,23 +410,6 @@ def overridden(given: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--override {word}: {value!r} is no value in YAML") from None
     return found
-
-
-def check_output(output: Path, written: re.Pattern[str], *, ours: bool) -> None:
-    """Refuse an --output folder that holds other files than those `written`, or that cannot be written."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: a file is in the way; give another folder with --output")
-    if not ours and output.is_dir():
-        others = sorted(path.name for path in output.iterdir() if not written.fullmatch(path.name))
-        if others:
-            raise UserError(
-                f"--output {output}: holds other things than belong there ({others[0]}); give a new or empty folder"
-            )
-    parent = output.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not runs.writable(parent):
-        raise UserError(f"{parent}: not writable; give another folder with --output")
 
 
 def updates_of(state: dict[str, Any]) -> int | None:

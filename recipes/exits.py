@@ -12,8 +12,6 @@ from fairseq_host.errors import UserError
 from recipes import comparing, runs, shown
 from recipes.comparing import System
 
-# What evaluations must have in common, beside the sentences and the scoring, for their times to stand in one table.
-SAME = ("beam", "lenpen", "device", "threads")
 COLUMNS = (
     ("exits", "exits"),
     ("mean exit", "mean"),
@@ -50,16 +48,21 @@ def read(given: Path) -> System:
     return system
 
 
+def conditions(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What evaluations must have in common, beside sentences and scoring, for their times to stand in one table."""
+    return {**scores["search"], "device": scores["device"], "threads": scores["threads"]}
+
+
 def check_comparable(systems: Sequence[System]) -> None:
     """Raise a UserError if evaluations differ in what scores and times depend on."""
     comparing.check_comparable(systems)
     first = systems[0]
     for system in systems[1:]:
-        for name in SAME:
-            mine, its = system.scores[name], first.scores[name]
-            if mine != its:
+        mine, its = conditions(system.scores), conditions(first.scores)
+        for name in mine | its:
+            if mine.get(name) != its.get(name):
                 raise UserError(
-                    f"{system.folder}: {name} is {mine}, that of {first.folder} is {its}; "
+                    f"{system.folder}: {name} is {mine.get(name)}, that of {first.folder} is {its.get(name)}; "
                     "times and scores of evaluations that differ in it cannot be compared"
                 )
 

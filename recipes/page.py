@@ -146,7 +146,7 @@ def training_section(systems: Sequence[Shown]) -> str:
             charts.Series(number, points, faint)
             for number, system in enumerate(systems)
             for records, faint in ((system.train, True), (system.valid, False))
-            if (points := [(r[key] * scale, pictures.loss(r)) for r in records if r.get(key) is not None])
+            if (points := pictures.points(records, key, scale))
         ]
         if series:
             title = f"Loss against {label}"
@@ -162,6 +162,14 @@ def training_section(systems: Sequence[Shown]) -> str:
     found = table("Validations", ["system", "updates", "minutes", "loss (bits a sub-word)"], rows)
     unknown = [text(system.label) for system in systems if not system.train and not system.valid]
     note = f"<p>No records of training beside the evaluation of {', '.join(unknown)}.</p>" if unknown else ""
+    for system in systems:
+        known = [*system.train, *system.valid]
+        if lost := sum(pictures.loss(record) is None for record in known):
+            note += f"<p>Left out, since their loss is not finite: {lost:,} of {len(known):,} records of "
+            note += f"{text(system.label)}.</p>"
+        if known and system.scores.get("ensemble"):
+            note += f"<p>Of the ensemble {text(system.label)}: training of its first model, "
+            note += f"{text(system.scores['model'])}, alone.</p>"
     told = "<p>Lines with marks: validation; thin lines: training.</p>"
     charted = f'<div class="charts">{"".join(drawn)}</div>'
     return f"{legend(systems)}{charted}{told}{note}<details><summary>As a table</summary>{found}</details>"
@@ -199,12 +207,20 @@ def cost_section(systems: Sequence[Shown]) -> str:
     rows = []
     for name, system in zip(names(systems), systems, strict=True):
         scores, told = system.scores, system.scores.get("exits", {})
+        alone = not scores.get("ensemble")
+        updates = [
+            figure(model.get("updates"), "{:,}", of=f"ensemble.{place - 1}.updates" if place else "updates")
+            for place, model in enumerate(scoring.models(scores))
+        ]
+        minutes = figure(
+            scoring.checkpoint_seconds(scores), "{:,.1f}", of="checkpoint_seconds" if alone else "", scale=1 / 60
+        )
         rows.append(
             [
                 name,
                 figure(scores["parameters"], "{:,}", of="parameters"),
-                figure(scores.get("updates"), "{:,}", of="updates"),
-                figure(scores.get("checkpoint_seconds"), "{:,.1f}", of="checkpoint_seconds", scale=1 / 60),
+                " + ".join(updates) if all(updates) else "",
+                minutes,
                 figure(scores["seconds"], "{:,.1f}", of="seconds"),
                 figure(scores["tokens_per_second"], "{:,.0f}", of="tokens_per_second"),
                 figure(told.get("mean"), of="exits.mean"),
@@ -212,11 +228,18 @@ def cost_section(systems: Sequence[Shown]) -> str:
                 text(decoded_with(system)),
                 f"{text(str(scores['device']))}, {figure(scores['threads'], '{:,}', of='threads')} "
                 f"thread{'s' * (scores['threads'] != 1)}",
+                figure(scores["search"]["max-tokens"], "{:,}", of="search.max-tokens"),
             ]
         )
     head = ["system", "parameters", "updates", "minutes of training to the checkpoint", "seconds of decoding",
-            "sub-words a second", "mean exit", "MFLOP a token", "decoded with", "on"]  # fmt: skip
-    told = "<p>Times can be compared where the machine, its load and the threads were the same.</p>"
+            "sub-words a second", "mean exit", "MFLOP a token", "decoded with", "on", "sub-words a batch"]  # fmt: skip
+    told = "<p>Times can be compared where the machine, its load, the threads and the batches were the same.</p>"
+    if any(system.scores.get("ensemble") for system in systems):
+        told += "<p>Parameters and minutes of an ensemble are those of all its models together.</p>"
+    for name, system in zip(names(systems), systems, strict=True):
+        if cut := system.scores.get("truncated"):
+            told += f"<p>{name}: {figure(cut, '{:,}', of='truncated')} sentence{'s' * (cut != 1)} "
+            told += "whose source was cut to the model's length.</p>"
     return table("Parameters, training and decoding", head, rows, keys=keys(systems)) + told
 
 
@@ -345,8 +368,8 @@ def sentence(systems: Sequence[Shown], index: int) -> str:
     ]
     for name, one in zip(names(systems), mine, strict=True):
         told = markup.marked(one.hypothesis, one.reference, spaced=spaced, lowercase=lowercase)
-        figures = f"<small>BLEU {figure(one.bleu, '{:.1f}')}, chrF2 {figure(one.chrf, '{:.1f}')}</small>"
-        rows.append(f"<dt>{name} {figures}</dt><dd {target_code}>{told}</dd>")
+        bleu, chrf = figure(one.bleu, "{:.1f}", of="bleu"), figure(one.chrf, "{:.1f}", of="chrf")
+        rows.append(f"<dt>{name} <small>BLEU {bleu}, chrF2 {chrf}</small></dt><dd {target_code}>{told}</dd>")
     return (
         f'<article class="sentence" id="s{index + 1}" tabindex="-1" data-number="{index + 1}" {kept}>'
         f'<h3>Sentence {index + 1}{talk}</h3><dl class="texts">{"".join(rows)}</dl></article>'

@@ -1,5 +1,6 @@
 """Pictures as PNG files: training curves, alignment heat maps, slots of a memory, exits of a decoder."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +29,29 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
 
 
-def loss(record: dict[str, Any]) -> float:
-    """The plain loss of a record of progress.jsonl, not the one minimised (label smoothing), in bits a sub-word."""
-    return float(record["nll_loss"] if "nll_loss" in record else record["loss"])
+def loss(record: dict[str, Any]) -> float | None:
+    """The plain loss of a record of `curves`, not the one minimised (label smoothing), in bits a sub-word."""
+    found = record["nll_loss"] if "nll_loss" in record else record["loss"]
+    return None if found is None else float(found)
 
 
 def curves(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of training and of validation that have a `loss`, of those of progress.jsonl."""
-    usable = [r for r in records if "updates" in r and ("nll_loss" in r or "loss" in r)]
+    """The records of training and of validation that have a `loss`, of those of progress.jsonl.
+
+    What is not finite is None: a loss that overflowed once says nothing against the checkpoints before and after it.
+    """
+    usable = [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in r.items()}
+        for r in records
+        if "updates" in r and ("nll_loss" in r or "loss" in r)
+    ]
     train = [r for r in usable if r["kind"] == "train"] or [r for r in usable if r["kind"] == "epoch"]
     return train, [r for r in usable if r["kind"] == "valid"]
+
+
+def points(records: Sequence[dict[str, Any]], key: str, scale: float) -> list[tuple[float, float]]:
+    """(figure `key` times `scale`, loss) of the records of `curves` that have both."""
+    return [(r[key] * scale, found) for r in records if r.get(key) is not None and (found := loss(r)) is not None]
 
 
 def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
@@ -46,7 +60,7 @@ def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     `records` are those of progress.jsonl. The best validation is marked. Where training reports the loss that
     it minimises and the plain one (label smoothing), the plain one is drawn.
     """
-    train, valid = curves(records)
+    train, valid = ([r for r in known if loss(r) is not None] for known in curves(records))
     if not train and not valid:
         return False
     figure, axes = _figure(11, 4.2, ncols=2, sharey=True)
@@ -58,11 +72,10 @@ def training(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
             ("training", train, _TRAIN, ""),
             ("validation", valid, _VALID, "o"),
         ):
-            points = [(r[key] * scale, loss(r)) for r in chosen if r.get(key) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=kind)
+            if places := points(chosen, key, scale):
+                axis.plot(*zip(*places, strict=True), color=colour, marker=marker, markersize=3.5, label=kind)
         if valid:
-            best = min(valid, key=lambda r: r["loss"] if "loss" in r else loss(r))
+            best = min(valid, key=lambda r: r["nll_loss"] if r.get("loss") is None else r["loss"])
             if best.get(key) is not None:
                 place = (best[key] * scale, loss(best))
                 axis.plot(*place, marker="o", markersize=10, fillstyle="none", color=_VALID)

@@ -93,8 +93,14 @@ class Plan:
         module, arguments = "fairseq_host.train", self.arguments()
         if self.hydra:
             module, arguments = "fairseq_host.hydra_train", ["--config-dir", str(self.run.folder.absolute())]
-            arguments += ["--config-name", self.run.configuration_path.stem]
+            arguments += ["--config-name", self.configuration_path.stem]
         return launch.command_line(module, arguments, processes=self.processes, machines=self.machines)
+
+    @property
+    def configuration_path(self) -> Path:
+        """Hydra's file. Machines that share the run have one each: one that was called otherwise is found out."""
+        path, rank = self.run.configuration_path, self.machines.rank
+        return path.with_stem(f"{path.stem}-{rank}") if rank else path
 
     def configuration(self) -> str:
         """The text of Hydra's file for this training."""

@@ -27,6 +27,16 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// Paper shows what is folded up too; afterwards it is folded up again.
+const unfolded = [];
+window.addEventListener("beforeprint", () => {
+  unfolded.push(...document.querySelectorAll("details:not([open])"));
+  for (const details of unfolded) details.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const details of unfolded.splice(0)) details.open = false;
+});
+
 // Sentences: search, order, leaves, keys.
 const leaf = document.getElementById("leaf");
 const list = document.getElementById("list");

@@ -95,6 +95,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
+        comparing.check_sentence_scores(system)
     language = systems[0].scores["source_language"]
     comparison: dict[str, Any] = {
         "by_length": comparing.by_length(systems),

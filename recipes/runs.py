@@ -347,33 +347,34 @@ class Run:
         write_json(self.record_path, record)
 
     def progress(self) -> list[dict[str, Any]]:
-        """The records of progress.jsonl; a last line cut short by a kill is left out."""
+        """The records of progress.jsonl; a line that is none, such as the last one cut short by a kill, is left out."""
         records = []
         try:
-            lines = self.progress_path.read_text(encoding="utf-8").split("\n")
+            lines = self.progress_path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
         for line in lines:
             try:
-                found = json.loads(line)
-            except ValueError:
+                found = json.loads(line.decode("utf-8"))
+            except ValueError:  # no JSON, or no UTF-8
                 continue
-            if isinstance(found, dict):
+            if isinstance(found, dict) and isinstance(found.get("kind"), str):
                 records.append(found)
         return records
+
+    def results(self) -> list[Path]:
+        """The files and folders that were made of the trained model."""
+        names = ("evaluation*", "comparison", "calibration-*.json", "tuning*.json", "report.html")
+        return sorted(path for name in names for path in self.folder.glob(name))
 
     def clear(self) -> None:
         """Remove what a training and what is made of it wrote, the record last; nothing else."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for name in ("evaluation*", ".evaluation*", "comparison", ".comparison.*"):  # with a dot: killed
-            for folder in self.folder.glob(name):
-                shutil.rmtree(folder, ignore_errors=True)
-        found = (
-            *self.folder.glob("calibration-*.json"),
-            *self.folder.glob("tuning*.json"),
-            self.folder / "report.html",
-        )
-        for path in (*found, self.configuration_path, self.progress_path, self.log_path, self.record_path):
+        killed = [path for name in (".evaluation*", ".comparison.*") for path in self.folder.glob(name)]
+        for path in (*self.results(), *killed):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # Not the files of other machines, which may have begun already.
+        for path in (self.configuration_path, self.progress_path, self.log_path, self.record_path):
             path.unlink(missing_ok=True)
 
     def create(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
-from recipes import comparing, runs, scoring, sentences
+from recipes import comparing, runs, scoring, sentences, shown
 from recipes.comparing import System
 
 
@@ -48,6 +48,7 @@ def differences(system: System, scores: dict, sentence_scores: list[tuple[float,
 def score(arguments: argparse.Namespace) -> int:
     for given in arguments.evaluations:
         system = comparing.open_system(given)
+        shown.check_figures(system)  # scores.txt shows them
         print(f"Scoring {system.folder}: {len(system.sentences):,} sentences", flush=True)
         scores = system.measured()
         of_sentences = sentences.sentence_scores(*system.texts("bleu"), system.signatures)
@@ -66,15 +67,19 @@ def score(arguments: argparse.Namespace) -> int:
 
 
 def update(system: System, scores: dict, of_sentences: list[tuple[float, float]]) -> None:
-    """Write the scores into the evaluation's files; sacreBLEU's version goes with them. scores.json comes last."""
+    """Write the scores into the evaluation's files; sacreBLEU's version goes with them. scores.json comes last.
+
+    All is made before anything is written, so that what fails leaves the evaluation as it is.
+    """
     known = {**system.scores, **scores}
     known["versions"] = {**known.get("versions", {}), "sacrebleu": runs.versions()["sacrebleu"]}
     scored = [
         replace(sentence, bleu=bleu, chrf=chrf)
         for sentence, (bleu, chrf) in zip(system.sentences, of_sentences, strict=True)
     ]
-    runs.write_atomically(system.folder / sentences.NAME, "".join(f"{line}\n" for line in sentences.lines(scored)))
-    runs.write_atomically(system.folder / "scores.txt", scoring.table(known))
+    lines, table = "".join(f"{line}\n" for line in sentences.lines(scored)), scoring.table(known)
+    runs.write_atomically(system.folder / sentences.NAME, lines)
+    runs.write_atomically(system.folder / "scores.txt", table)
     runs.write_json(system.folder / "scores.json", known)
 
 

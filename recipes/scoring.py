@@ -118,9 +118,9 @@ def tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str,
 
 def table(scores: Mapping[str, Any]) -> str:
     """Scores with their signatures, then what they were measured with, as aligned text."""
-    models = " + ".join([scores["model"], *(other["model"] for other in scores.get("ensemble", []))])
+    names = " + ".join(model["model"] for model in models(scores))
     lines = [
-        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {models}",
+        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {names}",
         "",
     ]
     for name in present(scores):
@@ -128,15 +128,37 @@ def table(scores: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *facts(scores)]) + "\n"
 
 
+def models(scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What `scores` tell of each model: of the one, or of all of an ensemble."""
+    return [scores, *scores.get("ensemble", [])]
+
+
+def checkpoint(scores: Mapping[str, Any]) -> str:
+    """The parameters, for people; of an ensemble with the model that each belong to."""
+    told = [(model["model"], model["checkpoint"]) for model in models(scores)]
+    return told[0][1] if len(told) == 1 else " + ".join(f"{name} ({parameters})" for name, parameters in told)
+
+
+def checkpoint_seconds(scores: Mapping[str, Any]) -> float | None:
+    """Training to the checkpoint, of an ensemble to all of them together; None if that of one is not known."""
+    known = [s for model in models(scores) if (s := model.get("checkpoint_seconds")) is not None]
+    return sum(known) if len(known) == len(models(scores)) else None
+
+
 def facts(scores: Mapping[str, Any]) -> list[str]:
     """What `scores`, of a translator or a language model, were measured with, a line each."""
     translated = "beam" in scores
     rows: dict[str, str] = {
         "parameters": f"{scores['parameters']:,}",
-        "checkpoint": scores["checkpoint"],
-        "updates": f"{scores['updates']:,}" if scores.get("updates") is not None else "unknown",
+        "checkpoint": checkpoint(scores),
+        "updates": " + ".join(
+            "unknown" if model.get("updates") is None else f"{model['updates']:,}" for model in models(scores)
+        ),
     }
-    if scores.get("training_seconds"):
+    if len(models(scores)) > 1:
+        if seconds := checkpoint_seconds(scores):
+            rows["training"] = f"{seconds / 60:.1f} minutes to these checkpoints, all models together"
+    elif scores.get("training_seconds"):
         rows["training"] = f"{scores['training_seconds'] / 60:.1f} minutes"
         if scores.get("checkpoint_seconds"):
             rows["training"] += f", of which {scores['checkpoint_seconds'] / 60:.1f} to this checkpoint"
@@ -147,6 +169,8 @@ def facts(scores: Mapping[str, Any]) -> list[str]:
     speed = f"{scores['seconds']:.1f} s, {scores['tokens_per_second']:,.0f} sub-words a second"
     rows["decoding" if translated else "reading"] = speed
     rows["device"] = f"{scores['device']}, {scores['threads']} thread{'s' * (scores['threads'] != 1)}"
+    if cut := scores.get("truncated"):
+        rows["truncated"] = f"{cut:,} sentence{'s' * (cut != 1)} whose source was cut to the model's length"
     if scores.get("overrides"):
         rows["overrides"] = ", ".join(f"{name} {value}" for name, value in scores["overrides"].items())
     if "exits" in scores:

@@ -1,6 +1,7 @@
 """sentences.jsonl: what an evaluation knows of each sentence, so that it can be scored again without decoding."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,5 +89,7 @@ def _parse(line: str) -> Sentence | None:
         return None
     sound = values.keys() == kinds.keys() and all(isinstance(values[name], kind) for name, kind in kinds.items())
     if not sound or not all(isinstance(piece, str) for piece in values["pieces"]):
+        return None
+    if not all(math.isfinite(values[name]) for name in ("score", "bleu", "chrf")):  # Python reads NaN; browsers do not
         return None
     return Sentence(**values)

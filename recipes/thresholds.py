@@ -43,6 +43,8 @@ class Measured:
     losses: torch.Tensor | None = None  # (B,) share of the tokens at which the most likely one is not full depth's
     # Translating:
     exit: float | None = None
+    tokens: dict[str, int] | None = None  # by their exit
+    mflops: float | None = None  # of the decoder, a token
     bleu: dict[str, Any] | None = None  # score and signature
     seconds: float | None = None
 
@@ -58,6 +60,8 @@ class Measured:
             "forced_mean_exit": self.forced_exit,
             "disagreement": self.disagreement,
             "mean_exit": self.exit,
+            "tokens_by_exit": self.tokens,
+            "mflops_per_token": self.mflops,
             "bleu": None if self.bleu is None else self.bleu["score"],
             "seconds": self.seconds,
         }
@@ -122,21 +126,25 @@ class Trials:
         return tokens, exits
 
     def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all tokens of full depth's translations: the scores (N - 1, T) by which the policy would stop, and whether
-        the most likely next token of each exit is another than that of the last (N, T)."""
+        """Of all tokens of the references: the scores (N - 1, T) by which the policy would stop, and whether the most
+        likely token of each exit is another (N, T).
+
+        Of the references and not of full depth's translations: there full depth would always be right, and what no
+        exit is sure of would go to the last, which beam search does not bear out.
+        """
         self.use(1.0)
+        references = [self.translator.given(reference) for reference in self.references]
         observer = self.decoder.policy = Observer(self.decoder.policy)
         scores = [torch.empty(0)] * len(self.sources)
         likely = [torch.empty(0)] * len(self.sources)
-        for batch, (logits, _) in self.translator.forced(self.sources, self.translations, self.search["max-tokens"]):
+        for batch, (logits, _) in self.translator.forced(self.sources, references, self.search["max-tokens"]):
             blocks = range(1, self.decoder.num_layers)
             found = torch.stack([observer.scores[n] for n in blocks]).cpu()  # (N - 1, B, T)
             words = torch.stack([*(observer.likely[n] for n in blocks), logits.argmax(-1)]).cpu()  # (N, B, T)
             for row, index in enumerate(batch):
-                length = len(self.translations[index].tokens)
+                length = len(references[index].tokens)
                 scores[index], likely[index] = found[:, row, :length], words[:, row, :length]
-        words = torch.cat(likely, 1)
-        return torch.cat(scores, 1), words != words[-1]
+        return torch.cat(scores, 1), torch.cat(likely, 1) != torch.cat([text.tokens for text in references])
 
     def decoded(self, threshold: Threshold | None) -> Measured:
         """Translate with this threshold."""
@@ -148,9 +156,11 @@ class Trials:
         with tqdm(total=len(self.sources), unit=" sentences", smoothing=0.1, desc=name) as bar:
             translations, statistics = self.translator.translate(self.sources, self.search, progress=bar)
         exits = self.translator.exits(self.sources, translations, self.search["max-tokens"])
-        found.exit = self.translator.exit_figures(self.sources, exits)["exits"]["mean"]
+        figures = self.translator.exit_figures(self.sources, exits)["exits"]
+        found.exit, found.tokens, found.mflops = figures["mean"], figures["tokens"], figures["mflops_per_token"]
         hypotheses = [translation.text for translation in translations]
-        found.bleu = scoring.score(hypotheses, self.references, self.language)["bleu"]
+        lowercase = self.translator.target.lowercase
+        found.bleu = scoring.score(hypotheses, self.references, self.language, lowercase=lowercase)["bleu"]
         found.seconds = round(statistics.seconds, 3)
         if threshold is None:
             self.translations = translations
@@ -173,13 +183,17 @@ class Trials:
         width = max(map(len, names))
         lines = [
             f"{'':{width}}    along full depth's translations    translating",
-            f"{'threshold':{width}}    mean exit     disagreement       mean exit    BLEU  seconds",
+            f"{'threshold':{width}}    mean exit     disagreement       mean exit    BLEU  seconds  MFLOP a token"
+            "  tokens by exit",
         ]
         for name, row in zip(names, self.rows(), strict=True):
             cells = [f"{name:<{width}}"]
             cells.append(" " * 29 if row.losses is None else f"{row.forced_exit:9.2f}  {row.disagreement:15.2%}   ")
             if row.bleu is not None:
-                cells.append(f" {row.exit:9.2f}  {row.bleu['score']:6.2f}  {row.seconds:7.1f}")
+                cells.append(
+                    f" {row.exit:9.2f}  {row.bleu['score']:6.2f}  {row.seconds:7.1f}  {row.mflops:13.2f}  "
+                    + " ".join(str((row.tokens or {}).get(str(n), 0)) for n in range(1, self.decoder.num_layers + 1))
+                )
             lines.append("    ".join([*cells, *(["< chosen"] if row.threshold == chosen else [])]).rstrip())
         return "\n".join(lines) + "\n"
 
@@ -223,9 +237,9 @@ def one_for_all(steps: int) -> Dial:
 
 
 def one_each(trials: Trials, steps: int) -> Dial:
-    """Those by which full depth's translations change the least, by their mean exit there, from 1 to N in `steps`.
+    """Those at which most words of the references are found, by their mean exit there, from 1 to N in `steps`.
 
-    Other translations, and copied states, make another mean exit of them; but that of position 0 is always 1.
+    Translations, and copied states, make another mean exit of them; but that of position 0 is always 1.
     """
     scores, wrong = trials.observed()
 

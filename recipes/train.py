@@ -146,6 +146,11 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
                 print(next_step)
                 return 0
         else:
+            if results := run.results():
+                raise UserError(
+                    f"{run.folder}: has results ({results[0].name}) but no checkpoints; --force deletes them and "
+                    "starts anew, another --runs keeps them"
+                )
             # There is nothing to lose: options of a start that failed do not bind the next one.
             run.clear()
             run.create()
@@ -162,7 +167,7 @@ def join(plan: Plan, command: Sequence[str]) -> int:
     print(f"Machine {rank} of {plan.machines.nodes}, from 0, {plan.place(threads)}: the first reports", flush=True)
     recent: list[str] = []
     if plan.hydra:
-        runs.write_atomically(run.configuration_path, plan.configuration())  # the first machine's, to the letter
+        runs.write_atomically(plan.configuration_path, plan.configuration())
     with run.lock(rank) as lock, open(run.folder / f"train-{rank}.log", "a", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
@@ -210,7 +215,7 @@ def execute(
     }
     run.update(record)
     if plan.hydra:
-        runs.write_atomically(run.configuration_path, plan.configuration())
+        runs.write_atomically(plan.configuration_path, plan.configuration())
     progress = Progress(run, plan.limits)
     print(
         f"{'Training' if earlier is None else 'Resuming'} {plan.model.name} on {plan.corpus.name} ({plan.languages}):"

@@ -51,10 +51,15 @@ def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--tuned: {path} is missing; tune first with: {again}") from None
     except (OSError, ValueError):
         raise UserError(f"{path}: not JSON; tune anew with: {again}") from None
-    kinds = {"beam": int, "lenpen": float, "rows": list, "split": str, "search": dict, "updates_of_models": list}
+    kinds: dict[str, Any] = {"beam": int, "lenpen": float, "rows": list, "search": dict, "updates_of_models": list}
+    kinds |= {"split": str, "bleu_signature": str, "command": str, "commit": (str, type(None))}
     for name, kind in kinds.items():
-        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+        if not isinstance(found, dict) or name not in found or not isinstance(found[name], kind):
             raise UserError(f"{path}: has no {name}; tune anew with: {again}")
+    for name, low, high in (("beam", 1, 1000), ("lenpen", -100, 100)):
+        if not low <= found[name] <= high:
+            told = f"{name} must be from {low} to {high}, but is {found[name]}"
+            raise UserError(f"{path}: {told}; tune anew with: {again}")
     expected = {
         "split": SPLIT,
         "corpus_fingerprint": chosen.place.corpus.fingerprint,

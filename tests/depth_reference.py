@@ -32,7 +32,9 @@ class Loss:
     exits: Tensor  # L_dec
     halting: Tensor  # L_exit
     oracle: list[list[int]] = field(default_factory=list)  # the exit of each token of each sentence
-    nll: list[float] = field(default_factory=list)  # of each exit
+    nll: list[float] = field(default_factory=list)  # of each exit, on all tokens
+    sampled_nll: list[float] = field(default_factory=list)  # of each exit, on the tokens that were sampled for it
+    sampled_tokens: list[int] = field(default_factory=list)  # how many these are
 
 
 def scaled(x: Tensor, gamma: float) -> Tensor:
@@ -172,7 +174,7 @@ def loss(
     count = len(model.decoder.layers)
     gamma = gammas(scale, count)
     omega = [WEIGHTS[weighting](n) for n in range(1, count + 1)]
-    result = Loss(zero, zero, zero, nll=[0.0] * count)
+    result = Loss(zero, zero, zero, nll=[0.0] * count, sampled_nll=[0.0] * count, sampled_tokens=[0] * count)
     for b, source in enumerate(sources):
         memory = encoded(model, source)
         for exits in [] if sampled is None else [sequences[b] for sequences in sampled]:
@@ -181,6 +183,8 @@ def loss(
             for t, (n, word) in enumerate(zip(exits, words[b], strict=True)):
                 lprobs = scaled(log_probabilities(model, n, copied[n - 1][t]), gamma[n - 1])
                 result.exits = result.exits + word_loss(lprobs, word, label_smoothing) / len(sampled)
+                result.sampled_nll[n - 1] -= lprobs[word].item()
+                result.sampled_tokens[n - 1] += 1
         outputs = states(model, memory, previous[b], scale=scale)
         scores = []
         for t, word in enumerate(words[b]):
@@ -198,7 +202,7 @@ def loss(
             result.oracle.append(oracle(halting, scores, penalty, sigma))
             for t, n in enumerate(result.oracle[-1]):
                 at_blocks = [output[t] for output in outputs]
-                q = exit_probability(halting, model.decoder.halting.unit, n, memory, at_blocks)
+                q = exit_probability(halting, getattr(model.decoder.halting, halting), n, memory, at_blocks)
                 result.halting = result.halting - q.log()
     result.total = result.exits + alpha * result.halting
     return result

@@ -56,8 +56,9 @@ def evaluation(
     for name, lines in texts.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     known = {"corpus": "toy", "split": "test", "model": folder.parent.name, "checkpoint": "checkpoint_best.pt",
-             "sentences": len(sources), "source_language": "de", "search": {"beam": 5, "lenpen": 1.0},
-             "beam": 5, "lenpen": 1.0, "parameters": 7, "seconds": 1.0, "tokens_per_second": 9.0, "device": "CPU",
-             "threads": 1, "versions": {"sacrebleu": "1"}, "command": "x", "commit": None}  # fmt: skip
+             "sentences": len(sources), "source_language": "de", "beam": 5, "lenpen": 1.0,
+             "search": {"beam": 5, "lenpen": 1.0, "max-tokens": 2000}, "parameters": 7, "seconds": 1.0,
+             "tokens_per_second": 9.0, "device": "CPU", "threads": 1, "versions": {"sacrebleu": "1"}, "command": "x",
+             "commit": None}  # fmt: skip
     (folder / "scores.json").write_text(json.dumps({**scores, **known, **facts}), encoding="utf-8")
     return folder

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from recipe_runs import recipe
+from test_depth_model import noted_exits
 
 from depth_adaptive import calibration
 from fairseq_host import checkpoints
 from fairseq_host.errors import UserError
-from recipes import calibrate, decoding, measuring, runs, thresholds
+from recipes import calibrate, decoding, evaluate, measuring, runs, thresholds
 
 SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
 TRIED = (0.8, 0.4, 0.2)
@@ -29,7 +30,7 @@ def loaded(depth: Path, data: Path, **overrides: Any) -> decoding.Translator:
     for value in state["model"].values():
         if value.dim() > 1:
             value.normal_(0, 0.4, generator=draw)
-    state["model"]["decoder.halting.unit.bias"].fill_(-2.0)  # else nearly all tokens leave at once
+    state["model"]["decoder.halting.geometric.bias"].fill_(-2.0)  # else nearly all tokens leave at once
     corpus = runs.open_corpus("toy", data)
     place = measuring.Place(corpus, "valid", path, runs.ROOT / "depth_adaptive", "cpu", overrides)
     return thresholds.load(state, place, policy="confidence")
@@ -82,20 +83,24 @@ def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.T
     scores, wrong = trials.observed()
     alone = [loaded(depth, data, exit_policy="fixed", exit_layer=n).model for n in (1, 2, 3)]
     place, begins = 0, []
-    for source, translation in zip(trials.sources, trials.translations, strict=True):
+    for source, reference in zip(trials.sources, trials.references, strict=True):
         indices = trials.translator.encode(source)[0][None]
-        previous = torch.cat([torch.tensor([2]), translation.tokens[:-1]])[None]
+        words = trials.translator.task.target_dictionary.encode_line(
+            " ".join(trials.translator.target.pieces(reference)), add_if_not_exist=False
+        ).long()
+        previous = torch.cat([torch.tensor([2]), words[:-1]])[None]
         with torch.no_grad():
             logits = torch.stack([model(indices, torch.tensor([indices.size(1)]), previous)[0][0] for model in alone])
         part = slice(place, place + previous.size(1))
-        likely = logits.argmax(-1)
-        assert torch.equal(wrong[:, part], likely != likely[-1])
+        assert torch.equal(wrong[:, part], logits.argmax(-1) != words)
         if trials.policy == "confidence":
             torch.testing.assert_close(scores[:, part], logits[:-1].softmax(-1).amax(-1), rtol=1e-4, atol=1e-5)
         begins.append(place)
         place = part.stop
     assert scores.shape == (2, place)
     assert wrong.shape == (3, place)
+    assert wrong.any()
+    assert not wrong.all()
     # A first token sees no copied states: there the policy must do what the scores say.
     given = (0.45, 0.2)
     _, exits = trials._led(given)
@@ -115,6 +120,21 @@ def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path
     assert found.exit < 3
     expected, _ = loaded(depth, data).translate(trials.sources, SEARCH)
     assert [t.text for t in trials.translations] == [t.text for t in expected]
+
+
+@pytest.mark.parametrize("policy", ["confidence", "halting"])
+def test_the_exits_that_are_told_are_those_of_the_search(policy: str, depth: Path, data: Path) -> None:
+    """Led through its translations in batches, the model leaves where beam search did, which saw a sentence alone."""
+    translator = loaded(depth, data, exit_policy=policy, exit_threshold=0.3)
+    sources, translations, taken = lines(data, "de"), [], []
+    for source in sources:
+        with noted_exits(translator.model.decoder) as exits:
+            ((translation,), _) = translator.translate([source], SEARCH)
+        words = translation.tokens.tolist()
+        translations.append(translation)
+        taken.append(exits[0, 2, *words[:-1]])
+    assert translator.exits(sources, translations, 40) == taken
+    assert len({exit for sentence in taken for exit in sentence}) > 1
 
 
 # --- choosing ---------------------------------------------------------------------------------
@@ -184,12 +204,12 @@ def call(depth: Path, data: Path) -> list[object]:
     return ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu"]
 
 
-def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path) -> None:
+def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path, tmp_path: Path) -> None:
     """The last line decodes with what was found: the mean exit of the evaluation is the one that is told."""
     done = recipe("calibrate", *call(depth, data), "--mean-exit", 2, "--beam", 2, "--override", "exit_copies=eager")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = depth / "runs/toy/depth"
-    found = json.loads((folder / "calibration-confidence-mean-exit-2-exit_copies=eager.json").read_text())
+    found = json.loads((folder / "calibration-confidence-mean-exit-2-beam-2-exit_copies=eager.json").read_text())
     (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
     assert row["mean_exit"] <= 2
     assert found["wanted"] == {"mean_exit": 2.0}
@@ -200,11 +220,15 @@ def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path
     script, *words = shlex.split(last)
     assert script == "recipes/evaluate.sh"
     assert words[-2:] == ["--override", f"exit_threshold={found['threshold']:g}"]
-    scored = recipe("evaluate", *words, "--split", "valid", "--pictures", 0)
+    scored = recipe("evaluate", *words, "--split", "valid", "--pictures", 0, "--output", tmp_path / "scored")
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    overrides = [word for word in words if "=" in word]
-    scores = json.loads((folder / "-".join(["evaluation-valid", *overrides]) / "scores.json").read_text())
+    scores = json.loads((tmp_path / "scored/scores.json").read_text())
     assert scores["exits"]["mean"] == row["mean_exit"]
+    assert scores["exits"]["tokens"] == row["tokens_by_exit"]
+    assert scores["exits"]["mflops_per_token"] == row["mflops_per_token"]
+    (line,) = [line for line in done.stdout.splitlines() if line.endswith("< chosen")]
+    counts = " ".join(str(row["tokens_by_exit"].get(str(n), 0)) for n in (1, 2, 3))
+    assert f" {row['mflops_per_token']:.2f}  {counts} " in line
     assert scores["bleu"] == {"score": row["bleu"], "signature": found["bleu_signature"]}
     assert scores["beam"] == 2
 
@@ -215,11 +239,59 @@ def calibrated(depth: Path, data: Path, *more: str) -> int:
     return calibrate.calibrate(arguments, ["recipes/calibrate.sh", *more])
 
 
+def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path) -> None:
+    """Whose translations have no case: BLEU passes over it, as that of the evaluation does."""
+    text = data.parent / "recipe_text"
+    (tmp_path / "paper.yaml").write_text(
+        "description: toy\nsource: de\ntarget: en\nreader: files\npreparation: paper\n"
+        f"files: {{train: {text}/train, valid: {text}/valid, test: {text}/test}}\n"
+        "subwords: {operations: 40}\nclean: {language_check: false}\n"
+    )
+    place = ["--data", str(tmp_path / "data")]
+    call = ["paper", str(depth / "depth.yaml"), *place, "--runs", str(tmp_path / "runs"), "--cpu"]
+    for script, *words in (("prepare", tmp_path / "paper.yaml", *place), ("train", *call, "--", "--max-epoch", 15)):
+        done = recipe(script, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    arguments = calibrate.parser().parse_args([*call, "--bleu-loss", "100", "--steps", "1", "--beam", "1"])
+    assert calibrate.calibrate(arguments, ["recipes/calibrate.sh"]) == 0
+    (path,) = (tmp_path / "runs/paper/depth").glob("calibration-*.json")
+    found = json.loads(path.read_text())
+    words = [
+        *shlex.split(found["evaluate"])[1:],
+        "--split",
+        "valid",
+        "--pictures",
+        "0",
+        "--output",
+        str(tmp_path / "scored"),
+    ]
+    assert evaluate.evaluate(evaluate.parser().parse_args(words), ["recipes/evaluate.sh"]) == 0
+    scores = json.loads((tmp_path / "scored/scores.json").read_text())
+    assert "case:lc" in scores["bleu"]["signature"]
+    assert scores["bleu"] == {"score": found["rows"][-1]["bleu"], "signature": found["bleu_signature"]}
+    assert scores["bleu"]["score"] > 0
+
+
+def test_another_question_has_another_file() -> None:
+    def name(*more: str) -> str:
+        arguments = calibrate.parser().parse_args(["toy", "depth", "--mean-exit", "2", *more])
+        calibrate.check(arguments)
+        return calibrate.name_of(arguments)
+
+    questions = [
+        *(["--policy", "halting"], ["--per-exit"], ["--steps", "50"], ["--split", "test"]),
+        *(["--beam", "1"], ["--lenpen", "0.6"], ["--override", "exit_copies=eager"]),
+        *(["--checkpoint", "last"], ["--checkpoint", "average"], ["--average", "2"]),
+    ]
+    assert len({name(), *(name(*more) for more in questions)}) == 1 + len(questions)
+    assert name("--steps", "1000", "--checkpoint", "best", "--cpu") == name() == "calibration-confidence-mean-exit-2"
+
+
 def test_a_guarantee_with_resplits(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--disagreement", "0.5", "--level", "0.2", "--resplits", "200", "--steps", "5", "--policy", "halting"]
     assert calibrated(depth, data, *more) == 0
     told = capsys.readouterr().out
-    path = depth / "runs/toy/depth/calibration-halting-disagreement-0.5-level-0.2.json"
+    path = depth / "runs/toy/depth/calibration-halting-disagreement-0.5-level-0.2-steps-5.json"
     found = json.loads(path.read_text())
     assert found["resplits"]["count"] == 200
     assert found["guarantee"] in told
@@ -232,7 +304,7 @@ def test_a_guarantee_with_resplits(depth: Path, data: Path, capsys: pytest.Captu
 def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(depth, data, "--per-exit", "--mean-exit", "2", "--steps", "8", "--beam", "1") == 0
     told = capsys.readouterr().out.splitlines()
-    path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2.json"
+    path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2-steps-8-beam-1.json"
     found = json.loads(path.read_text())
     assert len(found["threshold"]) == 2
     (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
@@ -246,7 +318,8 @@ def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.Capt
 def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(depth, data, "--bleu-loss", "100", "--steps", "2", "--beam", "1", "--split", "test") == 0
     told = capsys.readouterr().out
-    found = json.loads((depth / "runs/toy/depth/calibration-confidence-bleu-loss-100-test.json").read_text())
+    path = depth / "runs/toy/depth/calibration-confidence-bleu-loss-100-steps-2-test-beam-1.json"
+    found = json.loads(path.read_text())
     assert found["threshold"] == 0
     assert [row["threshold"] for row in found["rows"]] == [None, 0.5, 0.0]
     assert [row["mean_exit"] for row in found["rows"]][::2] == [3, 1]
@@ -310,12 +383,6 @@ def test_haltings_without_a_threshold_are_refused(halting: str, depth: Path, dat
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
     state["cfg"]["model"].halting = halting
-    sizes = {"sequence": (3, 32), "token": (3, 32)}
-    for name in [name for name in state["model"] if "halting" in name]:
-        value = state["model"].pop(name)
-        if halting != "none":
-            size = sizes[halting] if value.dim() > 1 else sizes[halting][:1]
-            state["model"][name] = torch.zeros(size)
     place = measuring.Place(runs.open_corpus("toy", data), "valid", path, runs.ROOT / "depth_adaptive", "cpu", {})
     with pytest.raises(UserError, match=f"--policy halting: .*--halting {halting}, .*no threshold"):
         thresholds.load(state, place, policy="halting")
@@ -325,7 +392,7 @@ def test_a_failing_calibration_keeps_the_last_one(
     depth: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(depth / "runs", tmp_path / "runs")
-    path = tmp_path / "runs/toy/depth/calibration-confidence-mean-exit-3.json"
+    path = tmp_path / "runs/toy/depth/calibration-confidence-mean-exit-3-beam-1.json"
     path.write_text("earlier")
     before = sorted(path.parent.iterdir())
 

@@ -205,7 +205,7 @@ def test_the_table_stands_beside_the_first_and_is_repeated_byte_for_byte_after_k
     assert left == set(before)  # nothing beside it, and the evaluations untouched
 
 
-@pytest.mark.parametrize("place", ["os.replace", "recipes.evaluate.replace_folder"])
+@pytest.mark.parametrize("place", ["os.replace", "recipes.folders.put"])
 def test_a_comparison_that_is_broken_off_keeps_the_last_one(
     place: str, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +269,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "scores without a metric": (without("chrf"), ["scores.json: has no chrf"]),
     "scores without search": (without("search"), ["scores.json: has no search"]),
     "a metric that is a number": (update(bleu=30.0), ["scores.json: bleu must have a score and a signature"]),
+    "an empty search": (update(search={}), ["scores.json: search.beam must be a whole number, but is None"]),
+    "a search that is a list": (update(search=[]), ["scores.json: search is damaged", "evaluate anew"]),
+    "a checkpoint that is a number": (update(checkpoint=3), ["scores.json: checkpoint must be text, but is 3"]),
+    "no language": (update(source_language=None), ["scores.json: source_language must be text, but is None"]),
+    "sentences as text": (update(sentences="40"), ["scores.json: sentences must be a whole number, but is '40'"]),
+    "versions that are a list": (update(versions=[]), ["scores.json: versions is damaged"]),
+    "exits that are null": (update(exits=None), ["scores.json: exits is damaged"]),
+    "half a block": (update(exits={"policy": "x", "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]),
+    "a tuned search of text": (update(tuned="valid"), ["scores.json: tuned is damaged"]),
+    "a model without a checkpoint": (
+        update(ensemble=[{"model": "b"}]), ["scores.json: ensemble.0.checkpoint must be text, but is None"]),
+    "a commit that is a number": (update(commit=1), ["scores.json: commit must be text or null, but is 1"]),
     "a language model": (update(perplexity={"word": 9.0}), ["language model"]),
     "a line cut short": (cut(sentences.NAME, 5), ["sentences.jsonl: line 40 is damaged"]),
     "a line too few": (
@@ -276,6 +288,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "a line twice": (
         lambda folder: edit(folder / sentences.NAME, lambda lines: [lines[0], *lines]), ["line 2 holds sentence 1"]),
     "a hypothesis that is a number": (sentence("hypothesis", 4), ["line 5 is damaged"]),
+    "a score that is not finite": (sentence("chrf", float("nan")), ["line 5 is damaged"]),
     "a key too many": (sentence("note", "x"), ["line 5 is damaged"]),
     "pieces that are numbers": (sentence("pieces", [1]), ["line 5 is damaged"]),
     "not UTF-8": (
@@ -394,3 +407,30 @@ def test_scores_that_hold_and_scores_that_do_not(
     assert mended == known
     assert f"{mended['bleu']['score']:.2f}" in (folder / "scores.txt").read_text()
     assert sentences.read(folder, 40) == sentences.read(three[0] / "evaluation", 40)
+
+
+def test_what_fails_leaves_the_evaluation_as_it_is(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What scores.txt cannot show is refused; whatever else fails does so before the first file is written."""
+    shutil.copytree(three[0], tmp_path / "run")
+    folder = tmp_path / "run/evaluation"
+    sentence("bleu", 12.5)(folder)
+    call = score.parser().parse_args([str(tmp_path / "run"), "--update"])
+    known = files(tmp_path)
+    without("threads")(folder)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"scores.json: threads must be a number, but is None; evaluate anew"):
+        score.score(call)
+    assert files(tmp_path) == before
+    (folder / "scores.json").write_bytes(known["run/evaluation/scores.json"])
+
+    def failing(_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("recipes.scoring.table", failing)
+        with pytest.raises(KeyboardInterrupt):
+            score.score(call)
+    assert files(tmp_path) == known
+    assert score.score(call) == 0

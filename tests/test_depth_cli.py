@@ -24,6 +24,7 @@ CHOICES: dict[str, dict[str, list[object]]] = {
     "smoothing": {"0": [], "1": ["--halting-smoothing", 1.0]},
     "exits": {"shared": [], "separate": ["--exit-projections", "separate", "--decoder-normalize-before"]},
     "gradients": {"plain": [], "scaled": ["--exit-gradient-scale", 0.5]},
+    "average": {"tokens": [], "sentences": ["--sentence-avg"]},
     "arch": {name: ["--arch", name] for name in ("depth_adaptive_transformer", *ARCHITECTURES)},
 }
 Pairs = set[tuple[tuple[str, str], tuple[str, str]]]
@@ -62,15 +63,27 @@ def train(folder: Path, corpus: Path, *options: object, arch: str = "depth_adapt
     return run(folder.with_suffix(".log"), "fairseq_host.train", *arguments)
 
 
-def generate(log: Path, corpus: Path, checkpoint: Path, overrides: dict[str, object]) -> Command:
-    options = ["--path", checkpoint, "--cpu", "--beam", 3, "--max-len-b", 12, "--num-workers", 0]
+def generate(log: Path, corpus: Path, checkpoint: Path, overrides: dict[str, object], *more: object) -> Command:
+    options = ["--path", checkpoint, "--cpu", "--beam", 3, "--max-len-b", 12, "--num-workers", 0, *more]
     return run(log, "fairseq-generate", corpus, "--user-dir", PLUGIN, *options, "--model-overrides", repr(overrides))
 
 
 def translations(command: Command) -> dict[int, str]:
     """Sentence number → best hypothesis."""
+    return {number: text for number, (_, text) in scored(command).items()}
+
+
+def scored(command: Command) -> dict[int, tuple[float, str]]:
+    """Sentence number → score and best hypothesis."""
     assert command.status == 0, command.output
-    return {int(number): text for number, text in re.findall(r"^D-(\d+)\t\S+\t(.*)$", command.output, flags=re.M)}
+    found = re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", command.output, flags=re.M)
+    return {int(number): (float(score), text) for number, score, text in found}
+
+
+def alike(some: dict[int, tuple[float, str]], others: dict[int, tuple[float, str]]) -> bool:
+    """Whether texts are the same, and scores but for rounding: those of other exits are not."""
+    assert some.keys() == others.keys()
+    return all(some[n][1] == others[n][1] and some[n][0] == pytest.approx(others[n][0], abs=1e-3) for n in some)
 
 
 @pytest.fixture(scope="module")
@@ -90,42 +103,82 @@ def test_every_pair_of_choices_trains_and_decodes(row: dict[str, str], tmp_path:
     losses = [float(loss) for loss in re.findall(r"train_inner.*?\bloss=([\d.]+)", command.output)]
     assert len(losses) == 4
     assert min(losses[1:]) < losses[0]
+    assert (losses[0] > 15) == (row["average"] == "sentences")  # bits a sentence, of about seven tokens
     halting = row["halting"] != "none"
     for name in ("accuracy_3", "nll_1", *(["halting_loss", "oracle_exit"] if halting else [])):
         assert f" {name} " in command.output
-    overrides = {"exit_policy": "halting" if halting else "confidence", "exit_threshold": 0.1}
+    overrides: dict[str, object] = {"exit_policy": "halting" if halting else "confidence"}
+    if row["halting"] not in ("sequence", "token"):
+        overrides["exit_threshold"] = 0.1
     found = generate(tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", overrides)
     assert len(translations(found)) == 20
 
 
+@pytest.fixture(scope="module")
+def ends(trained: Path, tiny_corpus: Path) -> dict[str, dict[int, tuple[float, str]]]:
+    """What full depth and the exits before it translate, which is not the same."""
+    choices: dict[str, dict[str, object]] = {"full": {}}
+    choices |= {name: {"exit_policy": "fixed", "exit_layer": n} for n, name in ((1, "first"), (2, "second"))}
+    found = {
+        name: scored(generate(trained.parent / f"{name}.log", tiny_corpus, trained / "checkpoint_last.pt", overrides))
+        for name, overrides in choices.items()
+    }
+    assert len(found["full"]) == 20
+    assert not any(alike(one, other) for one, other in itertools.combinations(found.values(), 2))
+    return found
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "end"),
     [
-        {"exit_policy": "full"},
-        {"exit_policy": "fixed", "exit_layer": 1},
-        {"exit_policy": "random", "exit_distribution": "2,1,1"},
-        {"exit_policy": "confidence", "exit_threshold": 0.1},
-        {"exit_policy": "confidence", "exit_threshold": "0.1,0.05", "exit_copies": "eager"},
-        {"exit_policy": "halting", "exit_threshold": 0.4},
+        ({"exit_policy": "full"}, "full"),
+        ({"exit_policy": "fixed", "exit_layer": 3}, "full"),
+        ({"exit_policy": "random", "exit_distribution": "0,0,1"}, "full"),
+        ({"exit_policy": "confidence", "exit_threshold": 1.0}, "full"),
+        ({"exit_policy": "halting", "exit_threshold": 1}, "full"),
+        ({"exit_policy": "confidence", "exit_threshold": 0}, "first"),
+        ({"exit_policy": "halting", "exit_threshold": "0,1"}, "first"),
+        ({"exit_policy": "confidence", "exit_threshold": "1,0", "exit_copies": "eager"}, "second"),
+        ({"exit_policy": "halting", "exit_threshold": "1,0"}, "second"),
+        ({"exit_policy": "random", "exit_distribution": "2,1,1"}, None),
+        ({"exit_policy": "confidence", "exit_threshold": 0.14}, None),
+        ({"exit_policy": "halting", "exit_threshold": 0.962}, None),
     ],
     ids=str,
 )
 def test_policies_are_chosen_at_generation(
-    overrides: dict[str, object], trained: Path, tmp_path: Path, tiny_corpus: Path
+    overrides: dict[str, object],
+    end: str | None,
+    ends: dict[str, dict[int, tuple[float, str]]],
+    trained: Path,
+    tmp_path: Path,
+    tiny_corpus: Path,
 ) -> None:
-    command = generate(tmp_path / "generate.log", tiny_corpus, trained / "checkpoint_last.pt", overrides)
-    assert len(translations(command)) == 20
+    """And decode as one exit, where all tokens leave there, and else as none."""
+    found = scored(generate(tmp_path / "generate.log", tiny_corpus, trained / "checkpoint_last.pt", overrides))
+    assert [name for name, expected in ends.items() if alike(found, expected)] == ([end] if end else [])
 
 
-def test_the_last_exit_is_full_depth(trained: Path, tmp_path: Path, tiny_corpus: Path) -> None:
-    checkpoint = trained / "checkpoint_last.pt"
-    full = translations(generate(tmp_path / "full.log", tiny_corpus, checkpoint, {}))
-    last = translations(
-        generate(tmp_path / "last.log", tiny_corpus, checkpoint, {"exit_policy": "fixed", "exit_layer": 3})
+def test_a_plain_transformer_goes_on_with_a_halting(tmp_path: Path, tiny_corpus: Path) -> None:
+    """--finetune-from-model takes fairseq's own; with --halting-only full depth stays what that was. It resumes."""
+    plain = ["--criterion", "label_smoothed_cross_entropy", "--max-update", 26]
+    assert train(tmp_path / "plain", tiny_corpus, *plain, arch="transformer").status == 0
+    start = tmp_path / "plain/checkpoint_last.pt"
+    options = ["--halting", "geometric", "--halting-only", "--exit-projections", "separate"]
+    command = train(tmp_path / "run", tiny_corpus, *options, "--max-update", 3, "--finetune-from-model", start)
+    assert command.status == 0, command.output
+    assert (
+        "the checkpoint lacks decoder.exit_projections.0.weight, decoder.exit_projections.1.weight, " in command.output
     )
-    assert full == last
-    confident = {"exit_policy": "confidence", "exit_threshold": 1.0}
-    assert translations(generate(tmp_path / "confident.log", tiny_corpus, checkpoint, confident)) == full
+    command = train(tmp_path / "run", tiny_corpus, *options, "--max-update", 6)
+    assert command.status == 0, command.output
+    assert "@ 3 updates)" in command.output
+    last = tmp_path / "run/checkpoint_last.pt"
+    expected = scored(generate(tmp_path / "plain.log", tiny_corpus, start, {}))
+    assert len(expected) == 20
+    assert alike(scored(generate(tmp_path / "full.log", tiny_corpus, last, {})), expected)
+    halting = {"exit_policy": "halting", "exit_threshold": 0}
+    assert not alike(scored(generate(tmp_path / "halting.log", tiny_corpus, last, halting)), expected)
 
 
 WRONG: dict[str, tuple[list[object], str]] = {
@@ -160,6 +213,11 @@ WRONG: dict[str, tuple[list[object], str]] = {
         "was trained with --halting; this one can do: full, fixed, random, confidence",
     ),
     "halting alone": (["--halting-only"], "--halting-only needs --halting: one of sequence, token, geometric"),
+    "halting alone, of nothing": (
+        ["--halting", "geometric", "--halting-only"],
+        "--halting-only trains the halting of a model that is there, and none was loaded: give its checkpoint to "
+        "--finetune-from-model",
+    ),
     "samples": (["--exit-samples", 0], "--exit-samples must be at least 1, given 0"),
     "scale": (["--exit-gradient-scale", "nan"], "--exit-gradient-scale must be above 0, given nan"),
     "smoothing": (["--label-smoothing", 1.5], "--label-smoothing must be at least 0 and below 1, given 1.5"),
@@ -196,8 +254,12 @@ def test_wrong_options_end_in_one_line(case: str, tmp_path: Path, tiny_corpus: P
         ({"exit_policy": "fixed", "exit_layer": 4}, "--exit-layer must be from 1 to 3"),
         ({"exit_policy": "confidence", "exit_threshold": "0.5,0.5,0.5"}, "1 or 2 thresholds are needed for 3 exits"),
         ({"exit_policy": "confidence", "exit_copies": "later"}, "--exit-copies must be one of deferred, eager"),
+        (
+            {"exit_policy": "halting", "halting": "token"},
+            "--exit-policy halting needs a model that was trained with --halting token, and the checkpoint was not",
+        ),
     ],
-    ids=["policy", "no layer", "layer", "thresholds", "copies"],
+    ids=["policy", "no layer", "layer", "thresholds", "copies", "halting"],
 )
 def test_wrong_overrides_end_in_one_line(
     overrides: dict[str, object], message: str, trained: Path, tmp_path: Path, tiny_corpus: Path
@@ -210,4 +272,18 @@ def test_a_policy_without_weights_for_it_is_refused(tmp_path: Path, tiny_corpus:
     command = generate(
         tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", {"exit_policy": "halting"}
     )
-    assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting")
+    assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting; this one can do: ")
+    geometric = {"exit_policy": "halting", "halting": "geometric"}
+    command = generate(tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", geometric)
+    assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting geometric, and the ")
+
+
+def test_dropout_is_retained_at_full_depth_only(
+    ends: dict[str, dict[int, tuple[float, str]]], trained: Path, tmp_path: Path, tiny_corpus: Path
+) -> None:
+    checkpoint = trained / "checkpoint_last.pt"
+    dropped = generate(tmp_path / "full.log", tiny_corpus, checkpoint, {}, "--retain-dropout")
+    assert not alike(scored(dropped), ends["full"])
+    fixed = {"exit_policy": "fixed", "exit_layer": 3}
+    command = generate(tmp_path / "fixed.log", tiny_corpus, checkpoint, fixed, "--retain-dropout")
+    assert_one_line(command, "--retain-dropout works with --exit-policy full only: leave one of them out")

@@ -37,7 +37,7 @@ POLICIES = {
 def criterion(**options: Any) -> DepthAdaptiveCriterion:
     defaults = dict(
         label_smoothing=0.1, exit_weighting="uniform", halting_weight=0.5, halting_oracle="correctness",
-        halting_penalty=0.1, halting_smoothing=0.0,
+        halting_penalty=0.1, halting_smoothing=0.0, sentence_avg=False,
     )  # fmt: skip
     return DepthAdaptiveCriterion(task(), **(defaults | options))
 
@@ -78,12 +78,18 @@ def judge(training: str, learnt: tuple[str, str, float]) -> DepthAdaptiveCriteri
     return criterion(exit_weighting=weighting, halting_oracle=learnt[1], halting_smoothing=learnt[2])
 
 
+def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
+    """Of all parameters. The host's checkpointed blocks do not know torch.autograd.grad."""
+    model.zero_grad()
+    loss.backward()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    model.zero_grad()
+    return found
+
+
 def assert_same_gradients(model: Any, loss: torch.Tensor, expected: torch.Tensor) -> None:
     named = dict(model.named_parameters())
-    ours, theirs = (
-        torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
-        for value in (loss, expected)
-    )
+    ours, theirs = (gradients(model, value) for value in (loss, expected))
     assert sum(gradient.abs().max() > 1e-6 for gradient in ours) > 0.9 * len(ours)
     for name, one, other in zip(named, ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
@@ -110,8 +116,13 @@ def test_every_training(training: str, learnt: tuple[str, str, float]) -> None:
     if learnt[0] != "none":
         torch.testing.assert_close(log["halting_loss"], expected.halting.detach(), rtol=1e-10, atol=0)
         assert log["oracle_exit"] == sum(map(sum, expected.oracle))
-    if learnt[0] != "none" or training != "mixed":
-        assert [float(log[f"nll_{n}"]) for n in range(1, LAYERS + 1)] == pytest.approx(expected.nll)
+    nll, tokens = expected.nll, [17] * LAYERS
+    if training == "mixed" and learnt[0] == "none":
+        nll, tokens = expected.sampled_nll, expected.sampled_tokens
+        assert sum(tokens) == 2 * 17
+    assert [float(log[f"nll_{n}"]) for n in range(1, LAYERS + 1)] == pytest.approx(nll)
+    assert [log[f"tokens_{n}"] for n in range(1, LAYERS + 1)] == tokens
+    assert all(0 <= log[f"correct_{n}"] <= tokens[n - 1] for n in range(1, LAYERS + 1))
     assert_same_gradients(model, loss, expected.total)
 
     torch.manual_seed(9)
@@ -183,9 +194,36 @@ def test_halting_alone() -> None:
     loss, _, _ = criterion()(model, sample())
     loss.backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {
-        "decoder.halting.unit.weight",
-        "decoder.halting.unit.bias",
+        "decoder.halting.geometric.weight",
+        "decoder.halting.geometric.bias",
     }
+
+
+def test_halting_alone_needs_a_model_that_was_loaded() -> None:
+    model = built(halting="token", halting_only=True)
+    model.set_num_updates(5)  # as the host does before it loads a checkpoint
+    with pytest.raises(UserError, match=r"--halting-only .* none was loaded: give its checkpoint to --finetune-from"):
+        model.set_num_updates(0)
+    model.load_state_dict(built().state_dict())
+    model.set_num_updates(0)
+    built(halting="token").set_num_updates(0)
+
+
+def test_the_sample_size_is_that_of_sentence_avg() -> None:
+    """As the host's label_smoothed_cross_entropy has it: the loss is the same sum, and divided by sentences."""
+    model = built(halting="token").train()
+    by_token, by_sentence = (criterion(sentence_avg=given)(model, sample()) for given in (False, True))
+    assert (by_token[1], by_sentence[1]) == (17, 3)
+    assert by_token[0] == by_sentence[0]
+    found = []
+    for _, _, log in (by_token, by_sentence):
+        with metrics.aggregate(new_root=True) as meters:
+            DepthAdaptiveCriterion.reduce_metrics([log])
+        found.append(meters.get_smoothed_values())
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        factor = 17 / 3 if name in ("loss", "exits_loss", "halting_loss") else 1
+        assert float(found[1][name]) == pytest.approx(factor * float(value), abs=4e-3), name
 
 
 @pytest.mark.parametrize(
@@ -211,13 +249,18 @@ def test_neighbours_need_a_halting_of_tokens(halting: str) -> None:
 def test_logs_are_means_over_the_tokens_of_those_that_have_them() -> None:
     bit = math.log(2)
     logs = [
-        {"ntokens": 4, "loss": 8 * bit, "nll_loss": 4 * bit, "nll_1": 12 * bit, "correct_1": 3, "oracle_exit": 10},
-        {"ntokens": 4, "loss": 16 * bit, "nll_loss": 12 * bit},
+        {"ntokens": 4, "sample_size": 2, "loss": 8 * bit, "oracle_exit": 10}
+        | {"nll_1": 12 * bit, "correct_1": 3, "tokens_1": 4, "nll_2": 4 * bit, "correct_2": 0, "tokens_2": 1},
+        {"ntokens": 4, "sample_size": 2, "loss": 16 * bit}
+        | {"nll_1": 0, "correct_1": 0, "tokens_1": 0, "nll_2": 2 * bit, "correct_2": 1, "tokens_2": 2},
     ]
     with metrics.aggregate(new_root=True) as meters:
         DepthAdaptiveCriterion.reduce_metrics(logs)
     found = meters.get_smoothed_values()
-    assert found == {"loss": 3, "nll_loss": 2, "ppl": 4, "nll_1": 3, "accuracy_1": 75, "oracle_exit": 2.5}
-    with metrics.aggregate(new_root=True) as meters:
-        DepthAdaptiveCriterion.reduce_metrics([])
-    assert not meters.get_smoothed_values()
+    assert found == {"loss": 6, "nll_loss": 2, "ppl": 4, "oracle_exit": 2.5} | {
+        "nll_1": 3, "accuracy_1": 75, "nll_2": 2, "accuracy_2": 33.33
+    }  # fmt: skip
+    for nothing in ([], [{**logs[1], "nll_2": 0, "tokens_2": 0}]):  # no token was sampled for an exit
+        with metrics.aggregate(new_root=True) as meters:
+            DepthAdaptiveCriterion.reduce_metrics(nothing)
+        assert meters.get_smoothed_values() == ({"loss": 8} if nothing else {})

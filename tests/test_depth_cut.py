@@ -68,6 +68,7 @@ def test_wrong_inputs_end_in_one_line(trained: Path, tmp_path: Path, tiny_corpus
         (tmp_path / "none.pt", 1, "cut.pt", "does not exist"),
         (plain / "checkpoint_last.pt", 1, "cut.pt", "must hold a depth_adaptive_transformer, given transformer"),
         (trained, 1, "taken.pt", "exists: give another name, or --force to replace it"),
+        (trained, 1, "none/cut.pt", "none does not exist: make it, or give another OUTPUT"),
     ):
         command = run_command(tmp_path / "cut.log", "depth_adaptive.cut", checkpoint, n, tmp_path / output)
         assert command.status == 1, command.output

@@ -26,7 +26,7 @@ def test_options_and_defaults() -> None:
         f"--{field.name.replace('_', '-')}": field
         for options in (DepthOptions, DepthAdaptiveCriterionConfig)
         for field in dataclasses.fields(options)
-        if field.name != "_name"
+        if field.name not in ("_name", "sentence_avg")  # which is the host's
     }
     documented = {row[0].strip("`"): row[1:] for table in tables("flag") for row in table[2:]}
     assert set(documented) == set(fields)

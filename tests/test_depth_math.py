@@ -42,7 +42,7 @@ def test_geometric_distribution_is_a_product_over_blocks() -> None:
     found = module.log_distribution(torch.zeros(B, D), states).exp()
     left = torch.ones(B, T)
     for n in range(N - 1):
-        chi = torch.sigmoid(states[n] @ module.unit.weight[0] + module.unit.bias)
+        chi = torch.sigmoid(states[n] @ module.geometric.weight[0] + module.geometric.bias)
         torch.testing.assert_close(found[n], chi * left)
         left = left * (1 - chi)
     torch.testing.assert_close(found[N - 1], left)
@@ -55,7 +55,8 @@ def test_multinomial_distributions(kind: str) -> None:
     module = halting.build_halting(kind, decoder_dim=D, encoder_dim=D, exits=N)
     sentence, states = torch.randn(B, D), [torch.randn(B, T, D) for _ in range(N)]
     x = sentence if kind == "sequence" else states[0]
-    expected = (x @ module.unit.weight.t() + module.unit.bias).softmax(-1).movedim(-1, 0)
+    unit = getattr(module, kind)
+    expected = (x @ unit.weight.t() + unit.bias).softmax(-1).movedim(-1, 0)
     torch.testing.assert_close(module.log_distribution(sentence, states).exp(), expected)
     assert torch.equal(module.planned(sentence, states[0]), expected.argmax(0) + 1)
 

@@ -2,6 +2,9 @@
 
 import argparse
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 import depth_adaptive  # noqa: F401  (it registers)
-from depth_adaptive import halting
+from depth_adaptive import decoding, halting
 from depth_adaptive.decoder import Pass
 from depth_adaptive.model import DepthAdaptiveTransformerModel
 from fairseq_host.errors import UserError
@@ -41,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pre-norm, separate": dict(decoder_normalize_before=True, exit_projections="separate", decoder_output_dim=12),
     "shared embeddings": dict(EMBEDDED, layernorm_embedding=True, decoder_learned_pos=True),
     "scaled": dict(scale_attn=True, scale_heads=True, scale_fc=True, scale_resids=True, no_scale_embedding=True),
+    "gelu": dict(activation_fn="gelu"),
+    "checkpointed": dict(checkpoint_activations=True),
 }
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
@@ -114,6 +119,34 @@ def beam(model: Any, source: Tensor, size: int = 5) -> list[list[tuple[list[int]
     return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in found]
 
 
+@contextmanager
+def noted_exits(decoder: Any) -> Iterator[dict[tuple[int, ...], list[int]]]:
+    """The exits that a search has taken, by the sentence's number in the batch and the words before: filled while it
+    goes on."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    forward = decoder.forward
+
+    def noting(tokens: Tensor, encoder_out: Any, incremental_state: Any, **options: Any) -> Any:
+        result = forward(tokens, encoder_out=encoder_out, incremental_state=incremental_state, **options)
+        rows = zip(encoder_out["rows"][0].tolist(), tokens.tolist(), strict=True)
+        for (sentence, words), exits in zip(rows, incremental_state["depth_adaptive"].exits.tolist(), strict=True):
+            found[sentence, *words] = exits
+        return result
+
+    decoder.forward = noting
+    try:
+        yield found
+    finally:
+        del decoder.forward
+
+
+def beam_with_exits(model: Any, source: Tensor) -> list[list[tuple[list[int], list[int]]]]:
+    """The words of each hypothesis and the exit of each word."""
+    with noted_exits(model.decoder) as exits:
+        found = beam(model, source)
+    return [[(words, exits[s, 2, *words[:-1]]) for words, _ in hypotheses] for s, hypotheses in enumerate(found)]
+
+
 @variants
 def test_full_depth_is_the_hosts_transformer(options: dict[str, Any]) -> None:
     """Teacher-forced, by beam search, and with the last exit chosen, which takes our way of decoding."""
@@ -139,8 +172,8 @@ def policies(model: DepthAdaptiveTransformerModel) -> dict[str, halting.Policy]:
         module = halting.build_halting(kind, decoder_dim=16, encoder_dim=decoder.cfg.encoder.embed_dim, exits=LAYERS)
         assert module is not None
         with torch.no_grad():
-            module.unit.weight.normal_(0, 8)
-            module.unit.bias.zero_()
+            getattr(module, kind).weight.normal_(0, 8)
+            getattr(module, kind).bias.zero_()
         return halting.HaltingPolicy(exits=LAYERS, halting=module.double(), **more)
 
     seen = Pass()
@@ -242,20 +275,44 @@ def test_step_by_step_is_teacher_forced(name: str, copies: str, options: dict[st
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("copies", ["eager", "deferred"])
-def test_translations_do_not_hang_on_the_batch(name: str, copies: str) -> None:
+@pytest.mark.parametrize(
+    ("copies", "dtype"), [("eager", torch.double), ("deferred", torch.double), ("deferred", torch.float)], ids=str
+)
+def test_translations_and_exits_do_not_hang_on_the_batch(name: str, copies: str, dtype: torch.dtype) -> None:
+    """In float32 too, where products of more rows are rounded otherwise, and no score here is so near a threshold."""
     model = built(exit_copies=copies)
-    model.decoder.policy = policies(model)[name]
+    policy = model.decoder.policy = policies(model)[name]
+    model.to(dtype)
+    if isinstance(policy, halting.HaltingPolicy):
+        policy.halting.to(dtype)
     lengths = [5, 9, 3, 7, 9, 2, 6, 1] * 4
     everything = sentences(*lengths, seed=11, left=True)
-    alone = [beam(model, everything[i : i + 1, -length:])[0] for i, length in enumerate(lengths[:8])]
+    alone = [beam_with_exits(model, everything[i : i + 1, -length:])[0] for i, length in enumerate(lengths[:8])]
+    assert name in ("fixed", "sequence") or len({exit for _, exits in alone[1] for exit in exits}) > 1
     draw = torch.Generator().manual_seed(1)
     for size in (8, 32):
         order = torch.randperm(size, generator=draw)
-        together = beam(model, everything[order])
+        together = beam_with_exits(model, everything[order])
         for place, index in enumerate(order.tolist()):
             if index < 8:
-                assert [t for t, _ in together[place]] == [t for t, _ in alone[index]]
+                assert together[place] == alone[index]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float, torch.double], ids=str)
+def test_a_sentences_mean_does_not_hang_on_the_padding(dtype: torch.dtype) -> None:
+    """Of 301 positions, which bfloat16 cannot count."""
+    states = torch.randn(301, 2, 24, generator=torch.Generator().manual_seed(1), dtype=torch.double).to(dtype)
+    alone = decoding.mean_state(states, None)
+    assert alone.dtype == dtype
+    longer = torch.cat([states, torch.full((19, 2, 24), 7.0).to(dtype)])
+    padding = torch.arange(320).expand(2, -1) >= 301
+    exact = states.double().mean(0)
+    close = dict(rtol=0, atol=1e-10) if dtype == torch.double else dict(rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    for found in (alone, decoding.mean_state(longer, padding)):
+        torch.testing.assert_close(found.double(), exact, **close)
+    if dtype.itemsize == 2:
+        assert torch.equal(decoding.mean_state(longer, padding), alone)
+        assert torch.equal(alone, exact.to(dtype))
 
 
 @variants
@@ -271,6 +328,77 @@ def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) 
         assert torch.equal(projection.weight, plain.decoder.output_projection.weight)
 
 
+# Encoder and decoder are as wide, so that the shapes of a sequence halting's weights are those of a token halting's.
+KINDS = [kind for kind in halting.HALTINGS if kind != "none"]
+WIDE = dict(encoder_embed_dim=16)
+
+
+def named_as_before(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As checkpoints were saved before the kind was part of the names."""
+    return {
+        "decoder.halting.unit." + name.split(".")[-1] if "halting" in name else name: v for name, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [False, True], ids=["now", "before"])
+def test_a_haltings_weights_are_loaded(kind: str, before: bool) -> None:
+    saved = built(**WIDE, halting=kind).state_dict()
+    model = built(**WIDE, halting=kind, exit_policy="halting")
+    with torch.no_grad():
+        for parameter in model.decoder.halting.parameters():
+            parameter.zero_()
+    model.load_state_dict(named_as_before(saved) if before else dict(saved))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved[name])
+
+
+@pytest.mark.parametrize(
+    ("trained", "kind"), [(trained, kind) for trained in halting.HALTINGS for kind in KINDS if trained != kind]
+)
+def test_weights_of_another_halting_are_not_loaded(trained: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    saved = built(**WIDE, halting=trained).state_dict()
+    saved = {name: value + 1 if "halting" in name else value for name, value in saved.items()}
+    model = built(**WIDE, halting=kind)
+    begun = [parameter.clone() for parameter in model.decoder.halting.parameters()]
+    with caplog.at_level(logging.INFO, "depth_adaptive"):
+        model.load_state_dict(dict(saved))
+    assert all(torch.equal(now, then) for now, then in zip(model.decoder.halting.parameters(), begun, strict=True))
+    assert f"the checkpoint lacks decoder.halting.{kind}.weight, decoder.halting.{kind}.bias" in caplog.text
+    warned = f"the checkpoint has another halting than --halting {kind}, which starts anew" in caplog.text
+    assert warned == (trained != "none")
+    model = built(**WIDE, halting=kind, exit_policy="halting")
+    with pytest.raises(UserError, match=f"--exit-policy halting needs a model .*--halting {kind}, and .* was not"):
+        model.load_state_dict(dict(saved))
+
+
+def test_an_old_geometric_halting_is_told_by_its_shape() -> None:
+    saved = named_as_before(built(**WIDE, halting="geometric").state_dict())
+    with pytest.raises(UserError, match="trained with --halting token"):
+        built(**WIDE, halting="token", exit_policy="halting").load_state_dict(saved)
+
+
+def test_noise_of_quantisation_is_of_training_alone() -> None:
+    """It is in hooks of layers that our steps pass by, which do nothing in decoding."""
+    noise = dict(quant_noise_pq=0.5, quant_noise_pq_block_size=8)
+    model = built(**noise)
+    by_host = beam(plain_twin(model, **noise), SOURCE)
+    model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=LAYERS)
+    for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
+        assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
+        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["fixed", "confidence"])
+def test_dropout_in_decoding_is_refused(name: str) -> None:
+    model = built(dropout=0.1)
+    model.decoder.policy = policies(model)[name]
+    with pytest.raises(UserError, match="--retain-dropout works with --exit-policy full only"):
+        model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
+    model.make_generation_fast_()
+    built(dropout=0.1).make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
+
+
 WRONG = {
     "exit too deep": (dict(exit_policy="fixed", exit_layer=5), "--exit-layer must be from 1 to 4.*given 5"),
     "exit of zero": (dict(exit_layer=0), "--exit-layer must be from 1 to 4"),
@@ -284,6 +412,14 @@ WRONG = {
     "samples": (dict(exit_samples=0), "--exit-samples must be at least 1"),
     "scale": (dict(exit_gradient_scale=0.0), "--exit-gradient-scale must be above 0"),
     "layerdrop": (dict(decoder_layerdrop=0.1), "--decoder-layerdrop does not work with exits"),
+    "adaptive softmax": (dict(adaptive_softmax_cutoff="8,16"), "--adaptive-softmax-cutoff does not work with exits"),
+    "other blocks": (dict(base_layers=1), "--base-layers does not work with exits"),
+    "quantised": (dict(quant_noise_scalar=0.1), "--quant-noise-scalar does not work with exits"),
+    "kept layers": (dict(decoder_layers_to_keep="0,1"), "--decoder-layers-to-keep does not work with exits"),
+    "no threshold": (
+        dict(halting="token", exit_policy="halting", exit_threshold="0.5"),
+        "--exit-threshold means nothing to --exit-policy halting where --halting is token: leave it out",
+    ),
     "cross self": (dict(cross_self_attention=True, exit_policy="random"), "--cross-self-attention works with"),
 }
 

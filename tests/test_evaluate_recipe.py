@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -137,10 +136,11 @@ def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mi
     assert "note: this training is not finished (interrupted)" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (copied / "toy/mini/evaluation").exists()
-    scores = json.loads((copied / "toy/mini/evaluation-valid/scores.json").read_text())
+    folder = copied / "toy/mini/evaluation-valid-average-2-beam-1"
+    scores = json.loads((folder / "scores.json").read_text())
     assert scores["checkpoint"] == "the average of checkpoint4.pt, checkpoint3.pt"
     assert (scores["beam"], scores["sentences"], scores["split"]) == (1, 20, "valid")
-    assert len(decoding.read_lines(copied / "toy/mini/evaluation-valid/hypotheses.txt")) == 20
+    assert len(decoding.read_lines(folder / "hypotheses.txt")) == 20
 
 
 def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
@@ -552,35 +552,16 @@ def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
     assert measuring.chosen_for_pictures([], [], 4) == []
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    for name in ("new", "final"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    evaluate.replace_folder(tmp_path / "new", tmp_path / "final")
-    assert files(tmp_path) == {"final/new": b""}
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-
-
 def test_other_files_beside_an_evaluation_are_not_ours_to_delete(
     copied: Path, data: Path, mini: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "scores.json").write_text("{}")
-    (output / "thesis.tex").write_text("years of work")
-    done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", "--output", output)
-    refused(done, "--output", "thesis.tex")
-    assert (output / "thesis.tex").read_text() == "years of work"
-
-
-def test_what_a_killed_evaluation_left_is_put_back_or_removed(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    old, new = tmp_path / f".evaluation.old.{gone.pid}.x", tmp_path / f".evaluation.new.{gone.pid}.x"
-    running = tmp_path / f".evaluation.new.{os.getpid()}.x"
-    for folder in (old / "old", new, running):
-        folder.mkdir(parents=True)
-    (old / "old" / "scores.json").write_text("{}")
-    evaluate.recover(tmp_path / "evaluation")
-    assert (tmp_path / "evaluation" / "scores.json").read_text() == "{}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["evaluation", running.name])
+    for output, given in (
+        (tmp_path / "output", ["--output", tmp_path / "output"]),
+        (copied / "toy/mini/evaluation", []),
+    ):
+        output.mkdir()
+        (output / "scores.json").write_text("{}")
+        (output / "thesis.tex").write_text("years of work")
+        done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", *given)
+        refused(done, "--output", "thesis.tex")
+        assert (output / "thesis.tex").read_text() == "years of work"

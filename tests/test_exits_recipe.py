@@ -79,7 +79,8 @@ def test_by_default_it_stands_beside_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.update(beam=1), ["beam is 1, that of", "is 5"]),
+        (lambda s: s["search"].update(beam=1), ["beam is 1, that of", "is 5"]),
+        (lambda s: s["search"].update({"max-tokens": 200}), ["max-tokens is 200, that of", "is 2000"]),
         (lambda s: s.update(threads=2), ["threads is 2"]),
         (lambda s: s.update(device="GPU"), ["device is GPU"]),
         (lambda s: s["bleu"].update(signature="tok:none"), ["BLEU has the signature tok:none", "score both alike"]),

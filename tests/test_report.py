@@ -4,10 +4,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import struct
-import subprocess
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -19,7 +16,7 @@ import install_chromium
 import pytest
 from browser import Page, chromium
 from evaluations import corpus, evaluation, translated
-from recipe_runs import ROOT, recipe, recipe_environment, refused
+from recipe_runs import files, recipe, refused
 
 from fairseq_host.errors import UserError
 from recipes import charts, comparing, markup, report, sentences
@@ -162,10 +159,25 @@ def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) 
         assert text.rstrip("%") == f"{shown:,.{digits}f}", (number, name)
         seen[name] = seen.get(name, 0) + 1
     scored = [f"{metric}.score" for metric in ("bleu", "chrf", "ter", "tokenised_bleu")]
-    everywhere = [*scored, "parameters", "updates", "checkpoint_seconds", "seconds", "tokens_per_second", "threads"]
+    everywhere = [*scored, "parameters", "updates", "checkpoint_seconds", "seconds", "tokens_per_second", "threads",
+                  "search.max-tokens"]  # fmt: skip
     exits = {"exits.mean": 2, "exits.mflops_per_token": 1, "exits.mflops_per_token_full_depth": 1}
     exits |= {f"exits.tokens.{n}": 1 for n in range(1, BLOCKS + 1)}
     assert seen == {**dict.fromkeys(everywhere, 3), **exits, "slot_usage.d2.used": 1, "slot_usage.d2.kl": 1}
+
+
+def test_scores_of_sentences_are_those_of_sentences_jsonl(opened: Page, systems: list[Path]) -> None:
+    found = opened.run(
+        "[...document.querySelectorAll('.sentence')].map(article => [Number(article.dataset.number), "
+        "[...article.querySelectorAll('dt data')].map(data => [data.dataset.figure, data.value, data.textContent])])"
+    )
+    every = [comparing.open_system(run).sentences for run in systems]
+    assert sorted(number for number, _ in found) == list(range(1, 41))
+    for number, told in found:
+        scores = [score for each in every for score in (each[number - 1].bleu, each[number - 1].chrf)]
+        assert [(name, float(value), text) for name, value, text in told] == [
+            (name, score, f"{score:.1f}") for name, score in zip(("bleu", "chrf") * 3, scores, strict=True)
+        ]
 
 
 def test_tests_and_parts_are_those_of_the_comparison(opened: Page, systems: list[Path]) -> None:
@@ -286,6 +298,27 @@ def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:
     assert opened.complaints == []
 
 
+@pytest.mark.parametrize("width", [1100, 700])
+def test_no_sentence_hides_under_the_bar(width: int, opened: Page, page: Path) -> None:
+    """Neither upwards by the keyboard nor by a link, which put a heading at the upper edge; a narrow bar is higher."""
+    covered = "document.activeElement.getBoundingClientRect().top < leaf.getBoundingClientRect().bottom"
+    try:
+        opened.size(width, 500)
+        opened.open(page)
+        for _ in range(12):
+            opened.press("j")
+        assert opened.run("leaf.getBoundingClientRect().top") == 0, "the bar does not stick: nothing is tested"
+        for _ in range(11):
+            opened.press("k")
+            assert not opened.run(covered), opened.run("document.activeElement.id")
+        last = visible(opened)[-1]
+        opened.run(f"location.hash = '#s{last}'")
+        assert opened.run("document.activeElement.id") == f"s{last}"
+        assert not opened.run(covered)
+    finally:
+        opened.size(1100, 800)
+
+
 def test_tables_are_sorted_by_enter(opened: Page, page: Path, systems: list[Path]) -> None:
     opened.open(page)
     scores = [json.loads((run / "evaluation/scores.json").read_text())["bleu"]["score"] for run in systems]
@@ -325,6 +358,37 @@ def test_dark_and_printed(opened: Page, page: Path) -> None:
         opened.media()
     assert printed.startswith(b"%PDF")
     assert 3 < len(re.findall(rb"/Type ?/Page\b", printed)) < 40
+
+
+def test_paper_shows_what_is_folded_up(opened: Page, page: Path) -> None:
+    """Commands, commits, versions and the table of validations, and no longer than the printing takes."""
+    opened.open(page)
+    state = "[...document.querySelectorAll('details')].map(details => details.open)"
+    opened.run("document.querySelector('details').open = true")
+    before = opened.run(state)
+    assert before == [True, False, False, False]
+    opened.run(f"window.addEventListener('beforeprint', () => {{ window.printed = {state} }})")
+    opened.pdf()
+    assert opened.run("window.printed") == [True] * 4
+    assert opened.run(state) == before
+    assert opened.complaints == []
+
+
+def test_paper_is_wide_enough(opened: Page, page: Path) -> None:
+    """A4, upright, within Chromium's margins: no cell is kept on one line, and nothing runs over the edge."""
+    try:
+        opened.size(718, 1000)
+        opened.media(media="print")
+        opened.open(page)
+        opened.run("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        wraps = opened.run(
+            "[...new Set([...document.querySelectorAll('td:has(data)')].map(td => getComputedStyle(td).whiteSpace))]"
+        )
+        assert wraps == ["normal"]
+        assert opened.run("[document.documentElement.scrollWidth, innerWidth]") == [718, 718]
+    finally:
+        opened.media()
+        opened.size(1100, 800)
 
 
 def test_without_scripts_every_sentence_is_there(opened: Page, page: Path) -> None:
@@ -391,19 +455,68 @@ def test_a_large_report_keeps_its_size(tmp_path: Path) -> None:
     assert len(articles) < 120 * (2 * 512 + 700)
 
 
-@pytest.mark.parametrize("after", (0.2, 0.8, 1.4, 2.0))
-def test_a_kill_leaves_the_old_page_or_the_new_one(after: float, systems: list[Path], tmp_path: Path) -> None:
-    output = tmp_path / "page.html"
-    output.write_text("the old page")
-    call = [str(ROOT / "recipes/report.sh"), *map(str, systems), "--samples", "100", "--output", str(output)]
-    process = subprocess.Popen(
-        call, env=recipe_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    time.sleep(after)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    text = output.read_text(encoding="utf-8")
-    assert text == "the old page" or text.endswith("</html>\n")
+def test_a_report_that_is_broken_off_keeps_the_last_page(
+    systems: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the last moment, when all is written but the name; the next call is none the worse for it."""
+    call = [*systems, "--samples", 100, "--sentences", 5, "--output", tmp_path / "page.html"]
+    (tmp_path / "page.html").write_text("the old page")
+    written_then = []
+
+    def interrupted(new: str, final: Path) -> None:
+        written_then.append((Path(new).read_text(encoding="utf-8"), final))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reported(*call)
+    assert files(tmp_path) == {"page.html": b"the old page"}
+    assert reported(*call) == 0
+    assert written_then == [((tmp_path / "page.html").read_text(encoding="utf-8"), tmp_path / "page.html")]
+    assert written_then[0][0].endswith("</html>\n")
+
+
+def test_losses_that_are_not_finite_are_left_out(systems: list[Path], tmp_path: Path) -> None:
+    """And lines that are no records; the rest is shown, and the page says what is not."""
+    run = shutil.copytree(systems[0], tmp_path / "plain")
+    path = run / "progress.jsonl"
+    lines = path.read_text().splitlines()
+    changed = json.loads(lines[2])
+    assert changed["kind"] == "train"
+    lines[2] = json.dumps({**changed, "loss": float("inf"), "nll_loss": float("nan")})
+    path.write_bytes("\n".join([*lines, '{"updates": 5, "loss": 3.0}']).encode() + b'\n{"kind": "\xff"}\n')
+    assert reported(run, "--output", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Left out, since their loss is not finite: 1 of 8 records of plain." in text
+    curves = re.findall(r'<polyline class="s0( faint)?" points="([^"]*)"', text)
+    assert [(bool(faint), points.count(",")) for faint, points in curves] == [(True, 3), (False, 4)] * 2
+    assert not re.search(r"\bnan\b|\binf\b", text)
+
+
+def test_an_ensemble_is_told_model_by_model(systems: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(systems[0], tmp_path / "plain")
+    other = {"model": "other", "checkpoint": "checkpoint_last.pt", "updates": 4321, "checkpoint_seconds": 67.9}
+
+    def cells(*others: dict[str, Any]) -> tuple[str, list[str]]:
+        changed(run, ensemble=list(others), truncated=2)
+        assert reported(run, "--output", tmp_path / "page.html") == 0
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        cost = text.partition('<section id="cost"')[2].partition("</section>")[0]
+        return text, [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", cost)]
+
+    text, found = cells(other)
+    assert found[1:3] == ["1,234 + 4,321", f"{(432.1 + 67.9) / 60:.1f}"]
+    assert "plain (checkpoint_best.pt) + other (checkpoint_last.pt)" in found[7]
+    assert found[8:] == ["CPU, 1 thread", "2,000"]
+    assert "Of the ensemble plain: training of its first model, plain, alone." in text
+    assert '<data value="2" data-figure="truncated">2</data> sentences whose source was cut' in text
+    _, found = cells(other, {**other, "updates": None, "checkpoint_seconds": None})
+    assert found[1:3] == ["", ""]
+    text, found = cells()
+    assert found[2] == f"{432.1 / 60:.1f}"
+    assert "Of the ensemble" not in text
+    assert "of an ensemble" not in text
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -433,7 +546,17 @@ def another_score(run: Path) -> None:
     changed(run, ter={**ter, "score": 1.5})
 
 
+def scored(**values: float) -> Callable[[Path], None]:
+    """Other scores of the second sentence."""
+
+    def other(lines: list[str]) -> list[str]:
+        return [lines[0], json.dumps({**json.loads(lines[1]), **values}), *lines[2:]]
+
+    return lambda run: lines_of(run, sentences.NAME, other)
+
+
 PLAIN, DEPTH, MEMORY = range(3)
+EXITS = {"policy": "confidence", "mean": 2.0, "tokens": {}, "mflops_per_token": 1, "mflops_per_token_full_depth": 1}
 DEEP = '{"pieces": ["a"], "exits": [4]}'
 LOW = {"kind": "valid", "updates": 1, "loss": "low"}
 WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
@@ -445,10 +568,17 @@ WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
         DEPTH, lambda run: changed(run, bleu={"score": 1.0, "signature": "nrefs:1|case:lc"}), ["signature"]
     ),
     "another score": (MEMORY, another_score, ["TER", "1.5", "score.sh --update"]),
+    "another score of a sentence": (
+        DEPTH, scored(chrf=1.5), ["sentences.jsonl: BLEU and chrF2 of sentence 2", "1.5", "score.sh --update"]
+    ),
+    "a score of a sentence that is none": (DEPTH, scored(chrf=float("nan")), ["line 2 is damaged"]),
     "no number": (PLAIN, lambda run: changed(run, seconds="fast"), ["seconds must be a number", "'fast'"]),
     "not finite": (PLAIN, lambda run: changed(run, parameters=float("nan")), ["parameters must be a number"]),
     "exits of another kind": (DEPTH, lambda run: changed(run, exits=[1]), ["exits is damaged"]),
     "slots of another kind": (MEMORY, lambda run: changed(run, slot_usage={"d2": {"used": 1}}), ["slot_usage.d2.kl"]),
+    "half a block": (
+        DEPTH, lambda run: changed(run, exits={**EXITS, "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]
+    ),
     "no exits": (DEPTH, lambda run: (run / "evaluation/exits.jsonl").unlink(), ["exits.jsonl: missing"]),
     "an exit too deep": (DEPTH, replaced("exits.jsonl", 1, DEEP), ["exits.jsonl: line 2 is damaged"]),
     "exits cut short": (DEPTH, lambda run: lines_of(run, "exits.jsonl", lambda lines: lines[:-1]), ["39 sentences"]),

@@ -82,8 +82,9 @@ def test_empty_translations_score_zero() -> None:
     assert scores["ter"]["score"] == 100
 
 
-def test_the_table_holds_every_score_and_setting() -> None:
-    facts: dict[str, Any] = {
+def known() -> dict[str, Any]:
+    """As in scores.json."""
+    return {
         **scoring.score(HYPOTHESES, REFERENCES, "en"),
         "corpus": "c",
         "model": "m",
@@ -103,6 +104,10 @@ def test_the_table_holds_every_score_and_setting() -> None:
         "commit": "abc",
         "versions": {"torch": "2"},
     }
+
+
+def test_the_table_holds_every_score_and_setting() -> None:
+    facts = known()
     table = scoring.table(facts)
     for name in scoring.METRICS:
         assert f"{facts[name]['score']:.2f}" in table
@@ -119,3 +124,20 @@ def test_the_table_holds_every_score_and_setting() -> None:
     ):
         assert word in table
     assert "BLEU = " not in table  # that is the last line of an evaluation alone
+    assert "truncated" not in table
+
+
+def test_the_table_of_an_ensemble_names_its_models() -> None:
+    """With the training of all together, where it is known of all."""
+    other = {"model": "n", "checkpoint": "the average of a.pt, b.pt", "updates": None, "checkpoint_seconds": 30.0}
+    told = known() | {"checkpoint_seconds": 60.0, "truncated": 1234, "ensemble": [other]}
+    lines = scoring.table(told).splitlines()
+    assert lines[0].endswith("model m + n")
+    for line in (
+        "checkpoint   m (checkpoint_best.pt) + n (the average of a.pt, b.pt)",
+        "updates      1,200 + unknown",
+        "training     1.5 minutes to these checkpoints, all models together",
+        "truncated    1,234 sentences whose source was cut to the model's length",
+    ):
+        assert line in lines
+    assert "training " not in scoring.table(told | {"ensemble": [other, other | {"checkpoint_seconds": None}]})

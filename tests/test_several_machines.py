@@ -18,19 +18,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_machines_train_like_one_with_twice_the_batches(data: Path, mini: Path, tmp_path: Path) -> None:
-    call = ["toy", str(mini), "--data", str(data), "--runs"]
+def start_two(call: list[str], *, first: list[str], second: list[str]) -> list[subprocess.Popen[str]]:
+    """The second machine and the first, with what each is given after `--`."""
     nodes = ["--cpu", "--nodes", "2", "--master", f"127.0.0.1:{free_port()}", "--node-rank"]
-    machines = [
+    return [
         subprocess.Popen(
-            [str(ROOT / "recipes/train.sh"), *call, str(tmp_path / "two"), *nodes, rank, "--", "--max-epoch", "1"],
+            [str(ROOT / "recipes/train.sh"), *call, *nodes, rank, "--", *options],
             env=recipe_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in "10"
+        for rank, options in (("1", second), ("0", first))
     ]
+
+
+@pytest.mark.parametrize("form", [[], ["--hydra"]])
+def test_machines_with_different_options_do_not_train_together(
+    form: list[str], data: Path, mini: Path, tmp_path: Path
+) -> None:
+    """Gradients that were summed of them would be nobody's."""
+    call = ["toy", str(mini), "--data", str(data), "--runs", str(tmp_path), *form]
+    machines = start_two(call, first=["--max-epoch", "1"], second=["--max-epoch", "1", "--lr", "0.5"])
+    told = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [1, 1], told
+    for words in told:
+        assert "0.5" in words, told
+        assert "--lr is" in words, told
+        assert "start all with the same options" in words, told
+        assert "Traceback" not in words, told
+    assert not list((tmp_path / "toy/mini/checkpoints").iterdir())
+
+
+def test_two_machines_train_like_one_with_twice_the_batches(data: Path, mini: Path, tmp_path: Path) -> None:
+    call = ["toy", str(mini), "--data", str(data), "--runs"]
+    options = ["--max-epoch", "1"]
+    machines = start_two([*call, str(tmp_path / "two")], first=options, second=options)
     told = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], told
     done = recipe("train", *call, tmp_path / "one", "--cpu", "--", "--update-freq", "2", "--max-epoch", "1")

@@ -364,6 +364,17 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert (copied / "toy/other").is_dir()
 
 
+def test_results_without_checkpoints_are_kept(copied: Path, data: Path, mini: Path) -> None:
+    """Checkpoints may have been moved away to free the disk."""
+    shutil.rmtree(copied / "toy/mini/checkpoints")
+    (copied / "toy/mini/evaluation-valid").mkdir()
+    (copied / "toy/mini/evaluation-valid/scores.json").write_text("{}")
+    before = files(copied)
+    done = recipe("train", "toy", mini, "--data", data, "--runs", copied, "--cpu")
+    refused(done, "evaluation-valid", "no checkpoints", "--force")
+    assert files(copied) == before
+
+
 def test_a_failed_start_may_be_mended(data: Path, mini: Path, tmp_path: Path) -> None:
     """Options that cannot train leave nothing that stands in the way of better ones."""
     call = ["toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--", "--max-epoch", "1"]
@@ -390,6 +401,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "GPUs that are not there": (["toy", "{mini}", "--gpus", "999"], ["--gpus 999", "usable GPUs"]),
     "processes and GPUs": (["toy", "{mini}", "--processes", "2", "--gpus", "2"], ["--processes", "--gpus"]),
     "option of the recipe": (["toy", "{mini}", "--", "--save-dir", "/tmp/x"], ["--save-dir", "--runs"]),
+    "test set for validation": (["toy", "{mini}", "--", "--valid-subset", "test"], ["--valid-subset", "no test set"]),
     "seed after --": (["toy", "{mini}", "--", "--seed", "3"], ["--seed", "before the --"]),
     "minutes after --": (["toy", "{mini}", "--", "--minutes", "5"], ["--minutes", "before the --"]),
     "force after --": (["toy", "{mini}", "--", "--force"], ["--force", "before the --"]),

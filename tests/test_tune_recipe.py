@@ -116,7 +116,7 @@ def test_an_ensemble_is_evaluated_in_a_folder_of_its_own(two: Path, data: Path, 
     assert (folder / "hypotheses.txt").read_bytes() != (two / "found/hypotheses.txt").read_bytes()
     system = comparing.open_system(folder)
     comparing.check_scores(system)  # a real evaluation is what recipes/compare.sh takes
-    assert comparing.search(system).endswith("checkpoint_best.pt + checkpoint_best.pt")
+    assert comparing.search(system).endswith("; mini (checkpoint_best.pt) + other (checkpoint_best.pt)")
 
 
 def test_models_that_pad_on_other_sides_are_refused(finished: Path, data: Path) -> None:
@@ -198,6 +198,9 @@ def test_from_validation_to_the_call_of_the_evaluation(
         ({"split": "test"}, "was found with split test"),
         ({"search": {**stale["search"], "max-len-b": 7}}, "'max-len-b': 7"),
         ({"beam": None}, "has no beam"),
+        ({"beam": -3}, "beam must be from 1 to 1000, but is -3"),
+        ({"lenpen": float("nan")}, "lenpen must be from -100 to 100, but is nan"),
+        ({"bleu_signature": None}, "has no bleu_signature"),
     ):
         path.write_text(json.dumps({**stale, **change}))
         with pytest.raises(UserError, match=f"{message}.*tune anew with: recipes/tune.sh toy"):

@@ -1,0 +1,211 @@
+"""Are corpora read, cut and split as the originals do, and how long does an archive of the official size take?
+
+`python benchmarks/check_corpora.py` with any of
+
+- `--sets FOLDER`: XML sets of WIT3 (SET.PAIR.LANG.xml): how many aligned pairs each has;
+- `--moses FOLDER`: raw.LANG beside tok.LANG, tok.lc.LANG and tok.noescape.LANG, which tokenizer.perl and lowercase.perl
+  made of it: how many lines differ from ours;
+- `--text PREFIX`: PREFIX.de and PREFIX.en (or .gz), plain text, of which an archive of the form and size of iwslt14's
+  de-en.tgz is made: seconds and memory (all processes together) of both preparations, their split counts against the
+  rule of fairseq's prepare-iwslt14.sh, and what a second call does.
+
+Exit status 1 if a line differs, a count is not the rule's, or a second call does anything.
+"""
+
+import argparse
+import gzip
+import io
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.check_killing import content
+from benchmarks.common import finish, machine
+from recipes import moses, wit3
+
+ROOT = Path(__file__).resolve().parent.parent
+TALK, EVERY = 100, 23  # sentences a talk, and of which the 23rd is fairseq's choice
+SETS = {"dev2010": 900, "TEDX.dev2012": 1_100, "tst2010": 1_500, "tst2011": 1_400, "tst2012": 1_850}
+
+
+def sets(folder: Path) -> dict[str, int]:
+    """{set and pair: aligned pairs}; a UserError for what is not aligned."""
+    found = {}
+    for stem in sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.xml")}):
+        languages = stem.rsplit(".", 1)[1].split("-")
+        paths = [folder / f"{stem}.{language}.xml" for language in languages]
+        sides = [wit3.xml_talks(path.read_bytes(), path.name) for path in paths]
+        counts = [[len(talk.sentences) for talk in side] for side in sides]
+        assert counts[0] == counts[1], stem
+        found[stem] = sum(counts[0])
+        print(f"{stem:<32} {found[stem]:>6,} pairs in {len(counts[0])} talks", flush=True)
+    return found
+
+
+def tokens(folder: Path) -> dict[str, int]:
+    """{language: lines that differ from the scripts' in any of the three forms}."""
+    found = {}
+    for path in sorted(folder.glob("raw.*")):
+        language = path.suffix.removeprefix(".")
+        raw = path.read_bytes().decode("utf-8").split("\n")
+        forms: dict[str, Callable[[str], str]] = {
+            "tok": lambda line, of=language: moses.tokenise(line, of),
+            "tok.lc": lambda line, of=language: moses.lowercase(moses.tokenise(line, of)),
+            "tok.noescape": lambda line, of=language: moses.tokenise(line, of, escape=False),
+        }
+        differ = 0
+        for form, ours in forms.items():
+            theirs = (folder / f"{form}.{language}").read_bytes().decode("utf-8").split("\n")
+            differ += sum(ours(line) != line_of for line, line_of in zip(raw, theirs, strict=True))
+        found[language] = differ
+        print(f"{language}: {len(raw) - 1:,} lines, {differ} differ", flush=True)
+    return found
+
+
+# --- an archive ---------------------------------------------------------------------------------------------
+
+
+def lines(prefix: Path, language: str) -> list[str]:
+    """The lines of PREFIX.LANG or PREFIX.LANG.gz."""
+    path = prefix.with_name(f"{prefix.name}.{language}")
+    text = path.read_text("utf-8") if path.is_file() else gzip.decompress(Path(f"{path}.gz").read_bytes()).decode()
+    return text.removesuffix("\n").split("\n")
+
+
+def longer(given: list[str]) -> Iterator[str]:
+    """Without end, other lines of the same text: each line, each with the next one, each with the next two, ..."""
+    for count in itertools.count(1):
+        for first in range(len(given)):
+            yield " ".join(given[(first + k) % len(given)] for k in range(count))
+
+
+def talks(source: Iterator[str], count: int) -> Iterator[tuple[int, list[str]]]:
+    for number in range(1, -(-count // TALK) + 1):
+        yield number, list(itertools.islice(source, min(TALK, count - (number - 1) * TALK)))
+
+
+def train_tags(source: Iterator[str], count: int) -> str:
+    """A train.tags file of `count` sentences, titles and descriptions among them."""
+    told = []
+    for number, sentences in talks(source, count):
+        told += [f"<url>http://www.ted.com/talks/{number}</url>", "<keywords>talks</keywords>", "<speaker>A</speaker>",
+                 f"<talkid>{number}</talkid>", f"<title>{sentences[0]}</title>",
+                 f"<description>{sentences[1]}</description>", *sentences[2:]]  # fmt: skip
+    return "\n".join(told) + "\n"
+
+
+def xml(source: Iterator[str], count: int, name: str, language: str) -> str:
+    told = ['<?xml version="1.0" encoding="UTF-8"?>', "<mteval>", f'<srcset setid="{name}" srclang="{language}">']
+    for number, sentences in talks(source, count):
+        told += [f'<doc docid="{number}" genre="lectures">', f"<talkid>{number}</talkid>"]
+        told += [f'<seg id="{k}"> {escaped(line)} </seg>' for k, line in enumerate(sentences, 1)]
+        told += ["</doc>"]
+    return "\n".join([*told, "</srcset>", "</mteval>"]) + "\n"
+
+
+def escaped(line: str) -> str:
+    return line.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def archive(prefix: Path, path: Path, pairs: int) -> None:
+    """de-en.tgz as WIT3 has it: `pairs` of training text, and the five sets of iwslt14."""
+    with tarfile.open(path, "w:gz") as tar:
+        for language in ("de", "en"):
+            source = longer(lines(prefix, language))
+            files = {f"train.tags.de-en.{language}": train_tags(source, pairs)}
+            for name, count in SETS.items():
+                title = f"IWSLT14.{'' if name.startswith('TEDX') else 'TED.'}{name}"
+                files[f"{title}.de-en.{language}.xml"] = xml(source, count, title, language)
+            for name, text in files.items():
+                member = tarfile.TarInfo(f"de-en/{name}")
+                member.size = len(text.encode())
+                tar.addfile(member, io.BytesIO(text.encode()))
+
+
+def memory(process: int) -> int:
+    """Bytes that a process and its children, as far as there are any, hold together: shared pages count once."""
+    total = 0
+    try:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            total += sum(memory(int(child)) for child in (task / "children").read_text().split())
+        found = re.search(r"(?m)^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text())
+        total += int(found[1]) * 1024 if found else 0
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass  # it has just ended
+    return total
+
+
+def prepared(corpus: str, path: Path) -> tuple[float, int]:
+    """Seconds and the most bytes at one time of `recipes/prepare.sh CORPUS --from PATH`."""
+    call = [str(ROOT / "recipes/prepare.sh"), corpus, "--from", str(path)]
+    begun, most = time.monotonic(), 0
+    with open("prepare.log", "a+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            call, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHON": sys.executable}
+        )
+        while process.poll() is None:
+            most = max(most, memory(process.pid))
+            time.sleep(0.1)
+        seconds = time.monotonic() - begun
+        assert process.returncode == 0, Path("prepare.log").read_text("utf-8")[-2000:]
+    return seconds, most
+
+
+def preparation(corpus: str, path: Path, pairs: int) -> dict[str, Any]:
+    """Prepare twice."""
+    seconds, most = prepared(corpus, path)
+    folder = Path("data", corpus)
+    before, times = content(folder), {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    again, _ = prepared(corpus, path)
+    same = content(folder) == before and times == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    counts = {
+        split: len((folder / f"text/{split}.de").read_bytes().decode().split("\n")) - 1
+        for split in ("train", "valid", "test")
+    }
+    kept = counts["train"] + counts["valid"]
+    by_rule = counts["valid"] == kept // EVERY and counts["test"] == sum(SETS.values()) and kept <= pairs
+    print(f"{corpus}: {seconds:.1f} s, {most / 2**20:,.0f} MB, {counts}, second call {again:.2f} s", flush=True)
+    return {"seconds": round(seconds, 1), "megabytes": round(most / 2**20), "counts": counts, "by_rule": by_rule,
+            "second_seconds": round(again, 2), "second_does_nothing": same}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=Path, metavar="FOLDER", help="of XML sets")
+    parser.add_argument("--moses", type=Path, metavar="FOLDER", help="of raw text and what the scripts made of it")
+    parser.add_argument("--text", type=Path, metavar="PREFIX", help="of parallel text in de and en")
+    parser.add_argument("--pairs", type=int, default=171_000, help="of training text in the archive (default 171,000)")
+    options = parser.parse_args()
+    if not (options.sets or options.moses or options.text):
+        parser.error("give --sets, --moses or --text")
+    found: dict[str, Any] = {}
+    if options.sets:
+        found["sets"] = sets(options.sets)
+    if options.moses:
+        found["lines_that_differ"] = tokens(options.moses)
+    if options.text:
+        prefix = options.text.absolute()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            archive(prefix, Path("de-en.tgz"), options.pairs)
+            for corpus in ("iwslt14.de-en", "iwslt14.de-en.paper"):
+                found[corpus] = preparation(corpus, Path("de-en.tgz"), options.pairs)
+            os.chdir("/")
+    finish({**found, "machine": machine()})
+    archives = [told for told in found.values() if isinstance(told, dict) and "by_rule" in told]
+    right = all(told["by_rule"] and told["second_does_nothing"] for told in archives)
+    return 0 if right and not any(found.get("lines_that_differ", {}).values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
