@@ -55,7 +55,10 @@ def test_the_losses_of_each_exit_are_kept_and_told(depth: Path) -> None:
 def test_halting_alone_goes_on_from_a_trained_model(depth: Path, data: Path, tmp_path: Path) -> None:
     start = depth / "runs/toy/depth/checkpoints/checkpoint1.pt"
     call = ["toy", depth / "depth.yaml", "--data", data, "--runs", tmp_path, "--cpu", "--"]
-    done = recipe("train", *call, "--halting-only", "--max-epoch", 1, "--finetune-from-model", start)
+    options = ["--halting-only", "--max-epoch", 1, "--finetune-from-model", start]
+    foretold = recipe("train", *call[:-1], "--dry-run", "--", *options)  # which loads no model, and trains none
+    assert foretold.returncode == 0, foretold.stdout + foretold.stderr
+    done = recipe("train", *call, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "begins with the parameters of checkpoint1.pt\n" in done.stdout
     before, after = (checkpoints.load(p)["model"] for p in (start, tmp_path / "toy/depth/checkpoints/checkpoint1.pt"))
