@@ -75,6 +75,8 @@ def _load_checkpoint(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
                 cfg.restore_file = str(path)
                 cfg.finetune_from_model = None  # it served the first start only
         extra_state, epoch_iterator = load_checkpoint(cfg, trainer, **iterator_options)
+        if trainer.get_num_updates() == 0:
+            extra_state = None  # of --finetune-from-model: another training's
         _restore_early_stopping(extra_state)
         if not cfg.reset_lr_scheduler:
             _tell_scheduler(trainer, extra_state, epoch_iterator)

@@ -364,6 +364,18 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert (copied / "toy/other").is_dir()
 
 
+def test_fine_tuning_has_a_patience_of_its_own(finished: Path, data: Path, mini: Path, tmp_path: Path) -> None:
+    """The training that it begins with had long been without improvement."""
+    state = checkpoints.load(finished / "toy/mini/checkpoints/checkpoint_last.pt")
+    state["extra_state"]["early_stopping"] = {"best": 0.0, "num_runs": 5}
+    checkpoints.save(state, tmp_path / "tired.pt")
+    done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--",
+                  "--finetune-from-model", tmp_path / "tired.pt", "--max-epoch", "2", "--patience", "2")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "begins with the parameters of tired.pt" in done.stdout
+    assert "Finished: 2 epochs" in done.stdout
+
+
 def test_results_without_checkpoints_are_kept(copied: Path, data: Path, mini: Path) -> None:
     """Checkpoints may have been moved away to free the disk."""
     shutil.rmtree(copied / "toy/mini/checkpoints")
