@@ -176,9 +176,15 @@ def test_options_of_recipes_exist(document: Path, helps: dict[str, str]) -> None
                 assert word in known, f"{document.name}: {script} has no {word}"
 
 
+def after(words: list[str], option: str) -> list[int]:
+    return [n + 1 for n, word in enumerate(words[:-1]) if word == option]
+
+
 @every_document
 def test_corpora_and_models_of_recipes_exist(document: Path) -> None:
     own = {"mine", "CORPUS", "MODEL", "NAME", "..."}  # the reader's
+    # And those that a document has prepared under a name.
+    own |= {words[n] for each in DOCUMENTS for words in commands(each) for n in after(words, "--name")}
     corpora = {path.stem for path in ROOT.glob("recipes/corpora/*.yaml")} | own
     models = {path.stem for path in ROOT.glob("recipes/models/*.yaml")} | own
     for script, *words in commands(document):
