@@ -13,6 +13,7 @@ Exit status 1 if a line differs, a count is not the rule's, or a second call doe
 """
 
 import argparse
+import contextlib
 import gzip
 import io
 import itertools
@@ -195,12 +196,10 @@ def main() -> int:
         found["lines_that_differ"] = tokens(options.moses)
     if options.text:
         prefix = options.text.absolute()
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             archive(prefix, Path("de-en.tgz"), options.pairs)
             for corpus in ("iwslt14.de-en", "iwslt14.de-en.paper"):
                 found[corpus] = preparation(corpus, Path("de-en.tgz"), options.pairs)
-            os.chdir("/")
     finish({**found, "machine": machine()})
     archives = [told for told in found.values() if isinstance(told, dict) and "by_rule" in told]
     right = all(told["by_rule"] and told["second_does_nothing"] for told in archives)

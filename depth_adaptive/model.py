@@ -123,11 +123,6 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         """Leave the weights of our kind of halting, if they are there, and no others."""
         halting = self.decoder.halting
         kind = "none" if halting is None else halting.kind
-        for part in ("weight", "bias"):
-            # Before, every kind was named alike: what has our shape is ours.
-            before, now = f"{HALTING}unit.{part}", f"{HALTING}{kind}.{part}"
-            if before in state_dict and now in own and state_dict[before].shape == own[now].shape:
-                state_dict[now] = state_dict.pop(before)
         others = [name for name in state_dict if name.startswith(HALTING) and name not in own]
         for name in others:
             del state_dict[name]

@@ -1,10 +1,12 @@
 """Errors for users: one line that names the cause and the remedy."""
 
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -15,16 +17,31 @@ class OptionError(UserError, ValueError):
     """A model or task cannot be built with these options: a ValueError to who calls from Python."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which batch systems end a job, where `end_as_by_ctrl_c` was called."""
+
+
+def end_as_by_ctrl_c() -> None:
+    """From now on let SIGTERM end this process as Ctrl-C does: what was begun is put away first."""
+
+    def terminate(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one would leave what the first has begun to put away
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+
+
 def main(function: Callable[[], int | None]) -> None:
     """Run a command line's `function` and exit: 0 or what it returns, 1 on a `UserError`, 130 on Ctrl-C.
 
-    Errors of fairseq and torch that `explain` knows count as `UserError`; others keep their traceback.
+    143 on a `Terminated`. Errors of fairseq and torch that `explain` knows count as `UserError`; others keep their
+    traceback.
     """
     try:
         status = function()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except Exception as error:
         known = explain(error)
         if known is None:

@@ -2,14 +2,13 @@
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
-from recipes import evaluate, runs
+from recipes import asked, evaluate, runs
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
     from depth_adaptive.calibration import Resplits
@@ -165,7 +164,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     policy = ["exit_policy=full"]
     if found is not None:
         policy = [f"exit_policy={arguments.policy}", f"exit_threshold={thresholds.written(found)}"]
-    call = evaluate_call(arguments, policy)
+    call = asked.call("recipes/evaluate.sh", arguments, policy)
     assert trials.full.bleu is not None
     table = trials.table(found)
     result: dict[str, Any] = {
@@ -201,28 +200,7 @@ def name_of(arguments: argparse.Namespace) -> str:
     steps = [] if arguments.steps == DEFAULT_STEPS[arguments.wanted] else [f"steps-{arguments.steps}"]
     split = [] if arguments.split == "valid" else [arguments.split]
     each = ["per-exit"] if arguments.per_exit else []
-    given = [f"{name}-{value}".removeprefix("checkpoint-") for name, value in decoding_options(arguments)]
-    return "-".join(
-        ["calibration", arguments.policy, *each, wanted, *level, *steps, *split, *given, *arguments.override]
-    )
-
-
-def decoding_options(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Which parameters and which search were asked for, where they are not those by default."""
-    asked = {name: getattr(arguments, name) for name in ("average", "beam", "lenpen")}
-    found = [(name, f"{value:g}") for name, value in asked.items() if value is not None]
-    if arguments.average is None and arguments.checkpoint != "best":
-        found.insert(0, ("checkpoint", arguments.checkpoint))
-    return found
-
-
-def evaluate_call(arguments: argparse.Namespace, policy: Sequence[str]) -> str:
-    """The call of recipes/evaluate.sh that decodes as was calibrated."""
-    words = [word for name, value in decoding_options(arguments) for word in (f"--{name}", value)]
-    words += ["--cpu"] if arguments.cpu else []
-    for override in (*arguments.override, *policy):
-        words += ["--override", override]
-    return f"{runs.call('recipes/evaluate.sh', arguments)} {shlex.join(words)}"
+    return "-".join(["calibration", arguments.policy, *each, wanted, *level, *steps, *split, *asked.names(arguments)])
 
 
 def guarantee(arguments: argparse.Namespace, sentences: int, beam: int) -> str:

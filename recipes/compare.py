@@ -79,7 +79,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     systems = [comparing.open_system(given) for given in arguments.runs]
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "comparison"
-    folders.check(output, WRITTEN)  # an evaluation may lie in any folder of the user's
+    folders.make_ready(output, WRITTEN)  # an evaluation may lie in any folder of the user's
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
@@ -107,7 +107,6 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "versions": runs.versions(),
     }
     text = comparing.table(comparison, systems)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with folders.replaced(output) as building:
         (building / "comparison.md").write_text(text, encoding="utf-8")
         runs.write_json(building / "comparison.json", comparison)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_host.errors import UserError
-from recipes import scoring, sentences
+from recipes import declarative, scoring, sentences
+from recipes.declarative import Value
 from recipes.sentences import Sentence
 
 # Upper ends of the classes of sentences by the length of their source.
@@ -19,22 +20,23 @@ UNSPACED = ("ja", "km", "lo", "my", "th", "zh")
 # What scores.json must hold, and of what kind that is; then what else of it is read where it is there. What may be
 # null may be missing too. (`shown.check_figures` has the figures that a report shows.)
 NEEDED: dict[str, Any] = {
-    **dict.fromkeys(("corpus", "split", "model", "checkpoint", "source_language", "command"), "text"),
-    "sentences": "a whole number",
-    "search": {"beam": "a whole number", "lenpen": "a number", "max-tokens": "a whole number"},
-    "commit": "text or null",
+    **dict.fromkeys(("corpus", "split", "model", "checkpoint", "source_language", "command"), Value(str)),
+    "sentences": Value(int),
+    "search": {"beam": Value(int), "lenpen": Value(float), "max-tokens": Value(int)},
+    "commit": Value((str, type(None))),
+}
+_MODEL: dict[str, Any] = {
+    **dict.fromkeys(("model", "checkpoint"), Value(str)),
+    **dict.fromkeys(("updates", "checkpoint_seconds"), Value((float, type(None)))),
 }
 OPTIONAL: dict[str, Any] = {
-    "target_language": "text",
+    "target_language": Value(str),
     "versions": {},
-    "tuned": {"split": "text", "rows": []},
-    "ensemble": [
-        {"model": "text", "checkpoint": "text", "updates": "a number or null", "checkpoint_seconds": "a number or null"}
-    ],
-    "exits": {"policy": "text", "blocks": "a whole number"},
-    "truncated": "a whole number",
+    "tuned": {"split": Value(str), "rows": []},
+    "ensemble": [_MODEL],
+    "exits": {"policy": Value(str), "blocks": Value(int)},
+    "truncated": Value(int),
 }
-_KINDS: dict[str, Any] = {"text": str, "a whole number": int, "a number": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -107,29 +109,9 @@ def open_system(given: Path) -> System:
         if not known:
             raise UserError(f"{path}: {name} must have a score and a signature; evaluate anew (recipes/evaluate.sh)")
     there = [name for name in OPTIONAL if name in scores and (name, scores[name]) != ("tuned", None)]
-    check_kinds(path, scores, NEEDED | {name: OPTIONAL[name] for name in there})
+    kinds = NEEDED | {name: OPTIONAL[name] for name in there}
+    declarative.check_written(scores, kinds, str(path), "evaluate anew (recipes/evaluate.sh)")
     return System(str(given), folder, scores, sentences.read(folder, scores["sentences"]))
-
-
-def check_kinds(path: Path, value: Any, kind: Any, name: str = "") -> None:
-    """Raise a UserError unless `value`, which the file `path` has under `name`, is of that `kind`.
-
-    An object is of the kind of an object that tells the kinds of its parts, a list of that of a list that holds the
-    kind of each.
-    """
-    again = "evaluate anew (recipes/evaluate.sh)"
-    if isinstance(kind, str):
-        word, _, null = kind.partition(" or ")
-        if not isinstance(value, _KINDS[word]) and not (null and value is None):
-            raise UserError(f"{path}: {name} must be {kind}, but is {value!r:.40}; {again}")
-    elif not isinstance(value, type(kind)):
-        raise UserError(f"{path}: {name} is damaged; {again}")
-    elif isinstance(kind, dict):
-        for part, its in kind.items():
-            check_kinds(path, value.get(part), its, f"{name}.{part}".lstrip("."))
-    elif kind:
-        for place, part in enumerate(value):
-            check_kinds(path, part, kind[0], f"{name}.{place}")
 
 
 def check_comparable(systems: Sequence[System]) -> None:

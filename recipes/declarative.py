@@ -5,6 +5,7 @@
 there.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Value:
         if self.choices and value not in self.choices:
             return f"must be {self.describe()}, but is {shown(value)}"
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                return f"must be {self.describe()}, but is {shown(value)}"
             too_low = self.minimum is not None and not value >= self.minimum
             if too_low or (self.maximum is not None and not value <= self.maximum):
                 return f"must be {self.describe()}, but is {shown(value)}"
@@ -110,6 +113,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{path}: must hold keys and values (description: ...), but is {shown(document)}")
     return document
+
+
+def check_written(value: Any, kind: Any, where: str, again: str, name: str = "") -> None:
+    """Raise a UserError, with the remedy `again`, unless what a recipe has written, and others may have changed, is of
+    its `kind`: a `Value`, a mapping of kinds by key (other keys are free), or a list of the one kind of its items."""
+    wrong = kind.wrong(value) if isinstance(kind, Value) else None
+    if wrong or (not isinstance(kind, Value) and not isinstance(value, type(kind))):
+        raise UserError(f"{where}: {name or 'all'} {wrong or 'is damaged'}; {again}")
+    if isinstance(kind, dict):
+        for part, its in kind.items():
+            check_written(value.get(part), its, where, again, f"{name}.{part}".lstrip("."))
+    elif isinstance(kind, list) and kind:
+        for place, item in enumerate(value):
+            check_written(item, kind[0], where, again, f"{name}.{place}")
 
 
 def checked(document: Mapping[Any, Any], schema: Schema, where: str) -> dict[str, Any]:

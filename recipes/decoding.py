@@ -150,7 +150,8 @@ class Translator:
         return torch.tensor([*indices, dictionary.eos()]), len(pieces) > self.max_source - 1
 
     def given(self, text: str) -> Translation:
-        """A translation that is not the model's, as `forced` takes it; what is too long for the model is cut."""
+        """A translation that is not the model's, as `forced` takes it, (T,) indices; what the model is too short for is
+        cut. Pieces that the dictionary does not have are its unknown word."""
         dictionary = self.task.target_dictionary
         pieces = self.target.pieces(text)[: self.model.max_decoder_positions() - 1]
         tokens = torch.tensor([*(dictionary.index(piece) for piece in pieces), dictionary.eos()])

@@ -13,7 +13,7 @@ import yaml
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
-from recipes import declarative, folders, options, runs, tuned
+from recipes import asked, declarative, folders, options, runs, tuned
 from recipes.runs import Corpus, Run
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
@@ -334,24 +334,17 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
 
 def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
     """The folder of an evaluation in its run: "evaluation" and what was asked for, so that no other replaces it."""
-    checkpoint = {"best": [], "last": ["last"], "average": ["average", str(arguments.average or "")]}
-    asked = [
-        *([] if arguments.split == "test" else [arguments.split]),
-        *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else []),
-        *checkpoint[arguments.checkpoint],
-        *(f"{option}-{value:g}" for option in ("beam", "lenpen") if (value := getattr(arguments, option)) is not None),
-        *(["tuned"] if arguments.tuned else []),
-        *arguments.override,
-    ]
-    return "-".join(["evaluation", *filter(None, asked)])
+    split = [] if arguments.split == "test" else [arguments.split]
+    ensemble = ["ensemble", *(other.model for other in chosen.others)] if chosen.others else []
+    search = ["tuned"] if arguments.tuned else []
+    return "-".join(["evaluation", *split, *ensemble, *search, *asked.names(arguments)])
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     chosen = choose(arguments)
     output: Path = arguments.output or chosen.run.folder / name_of(arguments, chosen)
-    folders.check(output, WRITTEN)
-    folders.recover(output)
+    folders.make_ready(output, WRITTEN)
     tuning = tuned.read(chosen, arguments) if arguments.tuned else None
 
     from recipes import loading, measuring
@@ -373,7 +366,6 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "tuned": None if tuning is None else tuned.told(tuning),
     }
     table = found.table(scores)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with folders.replaced(output) as building:
         draw_training(building, chosen.run)
         measuring.draw_slots(building, found.usages)

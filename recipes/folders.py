@@ -13,8 +13,12 @@ from fairseq_host.errors import UserError
 from recipes import runs
 
 
-def check(output: Path, written: re.Pattern[str]) -> None:
-    """Refuse a folder to write to that holds other files than those `written`, or that cannot be written."""
+def make_ready(output: Path, written: re.Pattern[str]) -> None:
+    """Put right what a killed process has left of it; refuse one with other files than those `written`, or no place.
+
+    To be called before the work whose results it is to hold.
+    """
+    recover(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file is in the way; give another folder with --output")
     if output.is_dir():
@@ -39,7 +43,7 @@ def _beside(final: Path, kind: str) -> Path:
 @contextmanager
 def replaced(final: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `final` when the block ends without an error."""
-    recover(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(final, "new")
     try:
         new.chmod(0o755)

@@ -8,15 +8,12 @@ import argparse
 import errno
 import re
 import shutil
-import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from fairseq_host.errors import UserError, main
+from fairseq_host.errors import UserError, end_as_by_ctrl_c, main
 from recipes import inputs, languages
 from recipes.building import Ingredients, Splits, build
 from recipes.cleaning import REASONS, Limits, clean_pairs, normalise
@@ -353,10 +350,7 @@ REMEDIES = {
 
 
 def cli() -> None:
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)  # so that what was begun is removed
+    end_as_by_ctrl_c()
     try:
         prepare()
     except OSError as error:

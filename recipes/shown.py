@@ -4,20 +4,31 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fairseq_host.errors import UserError
-from recipes import pictures
+from recipes import declarative, pictures
 from recipes.comparing import System
+from recipes.declarative import Value
 from recipes.runs import Run
 
 AGAIN = "evaluate anew (recipes/evaluate.sh)"
 # Figures of scores.json that a report needs, and those it shows where there are any.
-NEEDED = ("beam", "lenpen", "parameters", "seconds", "tokens_per_second", "threads")
-OPTIONAL = ("updates", "training_seconds", "checkpoint_seconds")  # all of them for scoring.table
+FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("beam", "lenpen", "parameters", "seconds", "tokens_per_second", "threads"), Value(float)),
+    **dict.fromkeys(("updates", "training_seconds", "checkpoint_seconds"), Value((float, type(None)))),
+    "device": Value(str),
+    "versions": {},
+}
+EXITS: dict[str, Any] = {
+    "policy": Value(str),
+    "tokens": {},
+    **dict.fromkeys(("mean", "blocks", "mflops_per_token", "mflops_per_token_full_depth"), Value(float)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,31 +70,17 @@ def is_number(value: object) -> bool:
 
 def check_figures(system: System) -> None:
     """Raise a UserError unless the figures that a report shows are numbers."""
-    path, scores = system.folder / "scores.json", system.scores
-
-    def check(known: Mapping[str, Any], names: Sequence[str], above: str = "") -> None:
-        for name in names:
-            if not is_number(known.get(name)):
-                raise UserError(f"{path}: {above}{name} must be a number, but is {known.get(name)!r}; {AGAIN}")
-
-    check(scores, NEEDED)
-    check(scores, [name for name in OPTIONAL if scores.get(name) is not None])
-    for name in ("device", "versions"):
-        if name not in scores:
-            raise UserError(f"{path}: has no {name}; {AGAIN}")
-    told = scores.get("exits")
-    if told is not None:
-        if not isinstance(told, dict) or not isinstance(told.get("tokens"), dict) or "policy" not in told:
-            raise UserError(f"{path}: exits is damaged; {AGAIN}")
-        check(told, ("mean", "blocks", "mflops_per_token", "mflops_per_token_full_depth"), "exits.")
-        check(told["tokens"], list(told["tokens"]), "exits.tokens.")
-    if not isinstance(scores.get("overrides", {}), dict):
-        raise UserError(f"{path}: overrides is damaged; {AGAIN}")
-    usage = scores.get("slot_usage", {})
-    if not isinstance(usage, dict) or not all(isinstance(layer, dict) for layer in usage.values()):
-        raise UserError(f"{path}: slot_usage is damaged; {AGAIN}")
+    scores = system.scores
+    exits, usage = scores.get("exits"), scores.get("slot_usage", {})
+    kinds = FIGURES | {name: {} for name in ("overrides", "slot_usage") if name in scores}
+    if exits is not None:
+        kinds["exits"] = EXITS
+    check = partial(declarative.check_written, where=str(system.folder / "scores.json"), again=AGAIN)
+    check(scores, kinds)
+    if exits is not None:
+        check(exits["tokens"], dict.fromkeys(exits["tokens"], Value(float)), name="exits.tokens")
     for layer, figures in usage.items():
-        check(figures, ("used", "kl"), f"slot_usage.{layer}.")
+        check(figures, {"used": Value(float), "kl": Value(float)}, name=f"slot_usage.{layer}")
 
 
 def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,6 +1,6 @@
-"""What thresholds do to a model with exits: along full depth's translations, and when it decodes.
+"""What thresholds do to a model with exits: along full depth's translations or the references, and when it decodes.
 
-Axes: B sentences, T tokens of a translation with its end of sentence, N exits.
+Axes: B sentences, T tokens of a translation or reference with its end of sentence, N exits.
 """
 
 from collections.abc import Callable, Mapping, Sequence

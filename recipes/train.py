@@ -7,12 +7,10 @@ interruption.
 import argparse
 import os
 import re
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from fairseq_host import errors
 from fairseq_host.errors import UserError
@@ -261,9 +259,9 @@ def execute(
         try:
             status = launch.run(command, threads=record["threads"], lock=lock, on_line=on_line)
         except KeyboardInterrupt as stop:
-            close("interrupted", "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C")
-            print("interrupted: call the same again to resume from the last checkpoint", file=sys.stderr)
-            return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+            close("interrupted", "SIGTERM" if isinstance(stop, errors.Terminated) else "Ctrl-C")
+            print("call the same again to resume from the last checkpoint", file=sys.stderr)
+            raise
     if status != 0:
         why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
         close("failed", why)
@@ -294,18 +292,8 @@ def resumption(line: str) -> tuple[str, int, int] | None:
     return (Path(found[1]).name, int(found[2]), int(found[3])) if found else None
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which batch systems end a job."""
-
-
-def terminate(number: int, _: FrameType | None) -> NoReturn:
-    """End as Ctrl-C does."""
-    signal.signal(number, signal.SIG_IGN)  # a second one would leave what the first has begun to end
-    raise Terminated
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, terminate)
+    errors.end_as_by_ctrl_c()
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     arguments = parser().parse_args(given[:split])

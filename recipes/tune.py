@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_host import allocator, errors
 from fairseq_host.errors import UserError
-from recipes import evaluate, runs, tuned
+from recipes import asked, evaluate, runs, tuned
 
 BEAMS = (1, 4, 5, 8)
 LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
@@ -95,7 +95,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             scored = scoring.measured(metric, texts, chosen.references)["bleu"]
             rows.append({"beam": beam, "lenpen": lenpen, "bleu": scored["score"]})
     winner = best(rows)
-    call = f"{tuned.call('recipes/evaluate.sh', arguments)} --tuned"
+    call = f"{asked.call('recipes/evaluate.sh', arguments)} --tuned"
     facts = chosen.facts(state, command)
     runs.write_json(
         output,

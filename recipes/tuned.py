@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq_host.errors import UserError
-from recipes import runs
+from recipes import asked, declarative
+from recipes.declarative import Value
 
 if TYPE_CHECKING:
     from recipes.evaluate import Chosen
@@ -16,25 +16,21 @@ if TYPE_CHECKING:
 SPLIT = "valid"  # the only one: a search chosen on the test set would flatter itself
 # What the search is not chosen from, and what does not move the result.
 FREE = ("beam", "lenpen", "max-tokens")
+KINDS: dict[str, Any] = {
+    "beam": Value(int, minimum=1, maximum=1000),
+    "lenpen": Value(float, minimum=-100, maximum=100),
+    **dict.fromkeys(("split", "bleu_signature", "command"), Value(str)),
+    "commit": Value((str, type(None))),
+    "rows": [],
+    "search": {},
+    "updates_of_models": [],
+}
 
 
 def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
     """The file; another for other parameters, other models of an ensemble or other options of the model."""
     parts = ["tuning", *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else [])]
-    parts += [] if arguments.checkpoint == "best" else [arguments.checkpoint]
-    return chosen.run.folder / f"{'-'.join([*parts, *arguments.override])}.json"
-
-
-def call(script: str, arguments: argparse.Namespace) -> str:
-    """The call of `script` with the same models, parameters and options."""
-    words = ["--average", str(arguments.average)] if arguments.average is not None else []
-    if arguments.average is None and arguments.checkpoint != "best":
-        words += ["--checkpoint", arguments.checkpoint]
-    words += ["--cpu"] if arguments.cpu else []
-    for override in arguments.override:
-        words += ["--override", override]
-    words += ["--ensemble", *arguments.ensemble] if arguments.ensemble else []
-    return " ".join([runs.call(script, arguments), *([shlex.join(words)] if words else [])])
+    return chosen.run.folder / f"{'-'.join([*parts, *asked.names(arguments)])}.json"
 
 
 def fixed(search: dict[str, Any]) -> dict[str, Any]:
@@ -44,22 +40,14 @@ def fixed(search: dict[str, Any]) -> dict[str, Any]:
 
 def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
     """What was found for these models; a UserError if it is missing, damaged, or of something else."""
-    path, again = place(chosen, arguments), call("recipes/tune.sh", arguments)
+    path, again = place(chosen, arguments), asked.call("recipes/tune.sh", arguments)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--tuned: {path} is missing; tune first with: {again}") from None
     except (OSError, ValueError):
         raise UserError(f"{path}: not JSON; tune anew with: {again}") from None
-    kinds: dict[str, Any] = {"beam": int, "lenpen": float, "rows": list, "search": dict, "updates_of_models": list}
-    kinds |= {"split": str, "bleu_signature": str, "command": str, "commit": (str, type(None))}
-    for name, kind in kinds.items():
-        if not isinstance(found, dict) or name not in found or not isinstance(found[name], kind):
-            raise UserError(f"{path}: has no {name}; tune anew with: {again}")
-    for name, low, high in (("beam", 1, 1000), ("lenpen", -100, 100)):
-        if not low <= found[name] <= high:
-            told = f"{name} must be from {low} to {high}, but is {found[name]}"
-            raise UserError(f"{path}: {told}; tune anew with: {again}")
+    declarative.check_written(found, KINDS, str(path), f"tune anew with: {again}")
     expected = {
         "split": SPLIT,
         "corpus_fingerprint": chosen.place.corpus.fingerprint,
@@ -80,7 +68,7 @@ def check_updates(
     if found["updates_of_models"] != list(updates):
         raise UserError(
             f"{chosen.run.folder / found['file']}: was found after {found['updates_of_models']} updates, but the "
-            f"models have {list(updates)}; tune anew with: {call('recipes/tune.sh', arguments)}"
+            f"models have {list(updates)}; tune anew with: {asked.call('recipes/tune.sh', arguments)}"
         )
 
 

@@ -54,6 +54,17 @@ def write_text(folder: Path, *, seed: int = 1) -> None:
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def paper_corpus(folder: Path, text: Path) -> Path:
+    """folder/paper.yaml, a corpus prepared as in papers of what `write_text` has written into `text`."""
+    path = folder / "paper.yaml"
+    path.write_text(
+        "description: toy\nsource: de\ntarget: en\nreader: files\npreparation: paper\n"
+        f"files: {{train: {text}/train, valid: {text}/valid, test: {text}/test}}\n"
+        "subwords: {operations: 40}\nclean: {language_check: false}\n"
+    )
+    return path
+
+
 def recipe(
     script: str, *arguments: object, environment: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import recipe
+from recipe_runs import paper_corpus, recipe
 from test_depth_model import noted_exits
 
 from depth_adaptive import calibration
@@ -241,15 +241,12 @@ def calibrated(depth: Path, data: Path, *more: str) -> int:
 
 def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path) -> None:
     """Whose translations have no case: BLEU passes over it, as that of the evaluation does."""
-    text = data.parent / "recipe_text"
-    (tmp_path / "paper.yaml").write_text(
-        "description: toy\nsource: de\ntarget: en\nreader: files\npreparation: paper\n"
-        f"files: {{train: {text}/train, valid: {text}/valid, test: {text}/test}}\n"
-        "subwords: {operations: 40}\nclean: {language_check: false}\n"
-    )
     place = ["--data", str(tmp_path / "data")]
     call = ["paper", str(depth / "depth.yaml"), *place, "--runs", str(tmp_path / "runs"), "--cpu"]
-    for script, *words in (("prepare", tmp_path / "paper.yaml", *place), ("train", *call, "--", "--max-epoch", 15)):
+    for script, *words in (
+        ("prepare", paper_corpus(tmp_path, data.parent / "recipe_text"), *place),
+        ("train", *call, "--", "--max-epoch", 15),
+    ):
         done = recipe(script, *words)
         assert done.returncode == 0, done.stdout + done.stderr
     arguments = calibrate.parser().parse_args([*call, "--bleu-loss", "100", "--steps", "1", "--beam", "1"])

@@ -269,17 +269,17 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "scores without a metric": (without("chrf"), ["scores.json: has no chrf"]),
     "scores without search": (without("search"), ["scores.json: has no search"]),
     "a metric that is a number": (update(bleu=30.0), ["scores.json: bleu must have a score and a signature"]),
-    "an empty search": (update(search={}), ["scores.json: search.beam must be a whole number, but is None"]),
+    "an empty search": (update(search={}), ["scores.json: search.beam must be a whole number, but is left empty"]),
     "a search that is a list": (update(search=[]), ["scores.json: search is damaged", "evaluate anew"]),
     "a checkpoint that is a number": (update(checkpoint=3), ["scores.json: checkpoint must be text, but is 3"]),
-    "no language": (update(source_language=None), ["scores.json: source_language must be text, but is None"]),
+    "no language": (update(source_language=None), ["scores.json: source_language must be text, but is left empty"]),
     "sentences as text": (update(sentences="40"), ["scores.json: sentences must be a whole number, but is '40'"]),
     "versions that are a list": (update(versions=[]), ["scores.json: versions is damaged"]),
     "exits that are null": (update(exits=None), ["scores.json: exits is damaged"]),
     "half a block": (update(exits={"policy": "x", "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]),
     "a tuned search of text": (update(tuned="valid"), ["scores.json: tuned is damaged"]),
     "a model without a checkpoint": (
-        update(ensemble=[{"model": "b"}]), ["scores.json: ensemble.0.checkpoint must be text, but is None"]),
+        update(ensemble=[{"model": "b"}]), ["scores.json: ensemble.0.checkpoint must be text, but is left empty"]),
     "a commit that is a number": (update(commit=1), ["scores.json: commit must be text or null, but is 1"]),
     "a language model": (update(perplexity={"word": 9.0}), ["language model"]),
     "a line cut short": (cut(sentences.NAME, 5), ["sentences.jsonl: line 40 is damaged"]),
@@ -420,7 +420,7 @@ def test_what_fails_leaves_the_evaluation_as_it_is(
     known = files(tmp_path)
     without("threads")(folder)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"scores.json: threads must be a number, but is None; evaluate anew"):
+    with pytest.raises(UserError, match=r"scores.json: threads must be a number, but is left empty; evaluate anew"):
         score.score(call)
     assert files(tmp_path) == before
     (folder / "scores.json").write_bytes(known["run/evaluation/scores.json"])

@@ -333,22 +333,14 @@ KINDS = [kind for kind in halting.HALTINGS if kind != "none"]
 WIDE = dict(encoder_embed_dim=16)
 
 
-def named_as_before(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As checkpoints were saved before the kind was part of the names."""
-    return {
-        "decoder.halting.unit." + name.split(".")[-1] if "halting" in name else name: v for name, v in state.items()
-    }
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("before", [False, True], ids=["now", "before"])
-def test_a_haltings_weights_are_loaded(kind: str, before: bool) -> None:
+def test_a_haltings_weights_are_loaded(kind: str) -> None:
     saved = built(**WIDE, halting=kind).state_dict()
     model = built(**WIDE, halting=kind, exit_policy="halting")
     with torch.no_grad():
         for parameter in model.decoder.halting.parameters():
             parameter.zero_()
-    model.load_state_dict(named_as_before(saved) if before else dict(saved))
+    model.load_state_dict(dict(saved))
     for name, value in model.state_dict().items():
         assert torch.equal(value, saved[name])
 
@@ -370,12 +362,6 @@ def test_weights_of_another_halting_are_not_loaded(trained: str, kind: str, capl
     model = built(**WIDE, halting=kind, exit_policy="halting")
     with pytest.raises(UserError, match=f"--exit-policy halting needs a model .*--halting {kind}, and .* was not"):
         model.load_state_dict(dict(saved))
-
-
-def test_an_old_geometric_halting_is_told_by_its_shape() -> None:
-    saved = named_as_before(built(**WIDE, halting="geometric").state_dict())
-    with pytest.raises(UserError, match="trained with --halting token"):
-        built(**WIDE, halting="token", exit_policy="halting").load_state_dict(saved)
 
 
 def test_noise_of_quantisation_is_of_training_alone() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import ROOT, files, recipe, refused
+from recipe_runs import ROOT, files, paper_corpus, recipe, refused
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_host import checkpoints
@@ -90,15 +90,9 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
 
 def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) -> None:
     """Plain text in and out as ever; the tokens that papers score are scored too."""
-    text = data.parent / "recipe_text"
-    (tmp_path / "paper.yaml").write_text(
-        "description: toy\nsource: de\ntarget: en\nreader: files\npreparation: paper\n"
-        f"files: {{train: {text}/train, valid: {text}/valid, test: {text}/test}}\n"
-        "subwords: {operations: 40}\nclean: {language_check: false}\n"
-    )
     folders = ["--data", tmp_path / "data"]
     for script, *arguments in (
-        ("prepare", tmp_path / "paper.yaml", *folders),
+        ("prepare", paper_corpus(tmp_path, data.parent / "recipe_text"), *folders),
         ("train", "paper", mini, *folders, "--runs", tmp_path / "runs", "--cpu", "--", "--max-epoch", 2),
         ("evaluate", "paper", mini, *folders, "--runs", tmp_path / "runs", "--cpu", "--pictures", 1),
     ):
@@ -107,7 +101,7 @@ def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) 
     folder = tmp_path / "runs/paper/mini/evaluation"
     scores = json.loads((folder / "scores.json").read_text())
     hypotheses = decoding.read_lines(folder / "hypotheses.txt")
-    references = decoding.read_lines(text / "test.en")
+    references = decoding.read_lines(data.parent / "recipe_text/test.en")
     assert any(hypotheses)
     assert references[0].isupper()
     bleu, plain = BLEU(lowercase=True), BLEU(tokenize="none", force=True)

@@ -197,10 +197,10 @@ def test_from_validation_to_the_call_of_the_evaluation(
         ({"corpus_fingerprint": "x"}, "was found with corpus_fingerprint x"),
         ({"split": "test"}, "was found with split test"),
         ({"search": {**stale["search"], "max-len-b": 7}}, "'max-len-b': 7"),
-        ({"beam": None}, "has no beam"),
-        ({"beam": -3}, "beam must be from 1 to 1000, but is -3"),
-        ({"lenpen": float("nan")}, "lenpen must be from -100 to 100, but is nan"),
-        ({"bleu_signature": None}, "has no bleu_signature"),
+        ({"beam": None}, "beam must be a whole number from 1 to 1000, but is left empty"),
+        ({"beam": -3}, "beam must be a whole number from 1 to 1000, but is -3"),
+        ({"lenpen": float("nan")}, "lenpen must be a number from -100 to 100, but is .nan"),
+        ({"bleu_signature": None}, "bleu_signature must be text, but is left empty"),
     ):
         path.write_text(json.dumps({**stale, **change}))
         with pytest.raises(UserError, match=f"{message}.*tune anew with: recipes/tune.sh toy"):
@@ -240,7 +240,7 @@ WRONG: dict[str, tuple[str, list[str], list[str]]] = {
     "length penalty of nan": ("tune", ["--lenpens", "1", "nan"], ["--lenpens must be from -100"]),
     "tuned and a beam": ("evaluate", ["--tuned", "--beam", "3"], ["--tuned and --beam exclude each other"]),
     "never tuned": ("evaluate", ["--tuned"], ["tuning.json is missing", "recipes/tune.sh toy"]),
-    "tuned for other parameters": ("evaluate", ["--tuned", "--average", "2"], ["tuning-average.json is missing"]),
+    "tuned for other parameters": ("evaluate", ["--tuned", "--average", "2"], ["tuning-average-2.json is missing"]),
     "an ensemble with itself": ("evaluate", ["--ensemble", "{mini}"], ["--ensemble: mini is given twice"]),
     "an unknown model": ("evaluate", ["--ensemble", "nonsense"], ["unknown model 'nonsense'"]),
     "a model not trained": ("evaluate", ["--ensemble", "transformer"], ["toy/transformer: no such run"]),
