@@ -17,9 +17,12 @@ Ratios of times: `speedup` is host / adaptive, `over_own_full` full / adaptive, 
 adaptive, `vs_eager` eager / adaptive. What no exit can save (encoder, output layer, beam search itself) is told from
 first and full: the time of no blocks at all, on the line through one block and six; `unavoidable_share` is its share of
 full, and `most_over_own_full` full / adaptive if a token cost its own blocks only and nothing else were added.
+`most_vs_wait` is waiting / adaptive if compacting cost nothing: if each block took the time that it takes for as many
+rows as are alive. Few rows take longer each, since the weights are read for them all the same.
 """
 
 import argparse
+import bisect
 import dataclasses
 import sys
 from pathlib import Path
@@ -87,13 +90,58 @@ def build(dim: int) -> DepthAdaptiveTransformerModel:
     return DepthAdaptiveTransformerModel.build_model(args, task).eval()
 
 
-def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict[str, float]:
+class Search:
+    """Beam search over a batch of sentences, of a given length."""
+
+    def __init__(self, model: DepthAdaptiveTransformerModel, batch: int, beam: int) -> None:
+        source = torch.randint(4, VOCABULARY, (batch, SOURCE), generator=torch.Generator().manual_seed(2))
+        self.sample = {"net_input": {"src_tokens": source, "src_lengths": torch.full((batch,), SOURCE)}}
+        dictionary = model.decoder.dictionary
+        self.generator = SequenceGenerator([model], dictionary, beam_size=beam, max_len_b=TARGET, min_len=TARGET)
+        self.model = model
+
+    def __call__(self, policy: Policy | None) -> None:
+        self.model.decoder.policy = policy
+        self.generator.generate([self.model], self.sample)
+
+
+class Blocks:
+    """Seconds that a block takes for a number of rows at one position, by the searches of one and of all blocks."""
+
+    def __init__(self, model: DepthAdaptiveTransformerModel, most_rows: int, rounds: int) -> None:
+        self.rows, self.seconds = [0], [0.0]
+        rows = [2**n for n in range((most_rows - 1).bit_length())] + [most_rows]
+        for count in rows:
+            search = Search(model, count, 1)
+            policies = {n: FixedPolicy(exits=EXITS, exit=n) for n in (1, EXITS)}
+            runs = {str(n): lambda search=search, policy=policy: search(policy) for n, policy in policies.items()}
+            timings = time_in_turn(runs, rounds=rounds, warmup=1)
+            self.rows.append(count)
+            self.seconds.append((timings[str(EXITS)].median - timings["1"].median) / (EXITS - 1) / (TARGET + 1))
+
+    def __call__(self, rows: int) -> float:
+        """Of ``rows``, on the line between the two counts nearest that were measured."""
+        upper = bisect.bisect_left(self.rows, rows)
+        if self.rows[upper] == rows:
+            return self.seconds[upper]
+        share = (rows - self.rows[upper - 1]) / (self.rows[upper] - self.rows[upper - 1])
+        return (1 - share) * self.seconds[upper - 1] + share * self.seconds[upper]
+
+    def saved(self, exits: Tensor) -> float:
+        """Seconds that compacting would save if it cost nothing, of exits (positions, rows)."""
+        found = 0.0
+        for position in exits:
+            for n in range(1, int(position.max()) + 1):
+                found += self(position.numel()) - self(int((position >= n).sum()))
+        return found
+
+
+def measure(
+    model: DepthAdaptiveTransformerModel, batch: int, beam: int, drawn: Tensor, blocks: Blocks, rounds: int
+) -> dict[str, float]:
     """One line of figures."""
-    model = build(dim)
     decoder = model.decoder
-    source = torch.randint(4, VOCABULARY, (batch, SOURCE), generator=torch.Generator().manual_seed(2))
-    sample = {"net_input": {"src_tokens": source, "src_lengths": torch.full((batch,), SOURCE)}}
-    generator = SequenceGenerator([model], decoder.dictionary, beam_size=beam, max_len_b=TARGET, min_len=TARGET)
+    search = Search(model, batch, beam)
     copies = {name: dataclasses.replace(decoder.exit_options, exit_copies=name) for name in ("deferred", "eager")}
     waiting = drawn.amax(1, keepdim=True).expand_as(drawn)
     runs: dict[str, tuple[Policy | None, str]] = {
@@ -106,8 +154,8 @@ def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict
     }
 
     def translate(policy: Policy | None, when: str) -> None:
-        decoder.policy, decoder.exit_options = policy, copies[when]
-        generator.generate([model], sample)
+        decoder.exit_options = copies[when]
+        search(policy)
 
     timings = time_in_turn(
         {name: (lambda run=run: translate(*run)) for name, run in runs.items()}, rounds=rounds, warmup=1
@@ -116,7 +164,7 @@ def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict
     mean = drawn.double().mean().item()
     speed = {name: round(batch * (TARGET + 1) / timings[name].median) for name in ("host", "full", "adaptive")}
     return {
-        "d": dim,
+        "d": decoder.embed_dim,
         "batch": batch,
         "beam": beam,
         "mean_exit": round(mean, 2),
@@ -124,6 +172,7 @@ def measure(dim: int, batch: int, beam: int, drawn: Tensor, rounds: int) -> dict
         "speedup": round(ratio(timings["host"], timings["adaptive"]), 2),
         "over_own_full": round(ratio(timings["full"], timings["adaptive"]), 2),
         "vs_wait_for_slowest": round(ratio(timings["waiting"], timings["adaptive"]), 2),
+        "most_vs_wait": round(timings["waiting"].median / (timings["waiting"].median - blocks.saved(drawn)), 2),
         "vs_eager": round(ratio(timings["eager"], timings["adaptive"]), 2),
         "unavoidable_share": round((timings["first"].median - block) / timings["full"].median, 2),
         "most_over_own_full": round(timings["full"].median / (timings["first"].median + (mean - 1) * block), 2),
@@ -143,11 +192,13 @@ def main() -> None:
     print(machine())
     lines = []
     for dim in options.dims:
+        model = build(dim)
+        blocks = Blocks(model, max(options.batches) * max(options.beams), options.rounds)
         for batch in options.batches:
             for beam in options.beams:
                 for mean in options.means:
                     drawn = draw(mean, batch, beam, of_sentence=options.of_sentence)
-                    lines.append(measure(dim, batch, beam, drawn, options.rounds))
+                    lines.append(measure(model, batch, beam, drawn, blocks, options.rounds))
                     if len(lines) == 1:
                         print("  ".join(lines[0]))
                     print("  ".join(f"{value:>{len(name)}}" for name, value in lines[-1].items()), flush=True)

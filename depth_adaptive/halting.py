@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from depth_adaptive import ops
+
 HALTINGS = ("none", "sequence", "token", "geometric")
 POLICIES = ("full", "fixed", "random", "confidence", "halting")
 
@@ -184,9 +186,7 @@ class ConfidencePolicy(ThresholdPolicy):
     decision = "confidence"
 
     def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
-        found = logits().float()
-        # max softmax = exp(max - logsumexp)
-        return (found.amax(-1) - found.logsumexp(-1)).exp()
+        return ops.top_probability(logits())
 
 
 class HaltingPolicy(ThresholdPolicy):

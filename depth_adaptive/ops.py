@@ -1,5 +1,5 @@
-"""The native operators: attention to keys and values that lie anywhere in a table, which is most of a step of decoding,
-and the cross-entropy over all logits of an exit, of which a step of training has N.
+"""The native operators: attention to keys and values that lie anywhere in a table, which is most of a step of decoding;
+the cross-entropy over all logits of an exit, of which a step of training has N; and how sure an exit is.
 
 Axes: A queries, M rows of memory or of logits, X lists of t places, H heads, D dimension, V vocabulary. On the CPU the
 native kernels (``csrc/``, threaded and vectorised) read and write in place what their twins, the definitions, copy. The
@@ -94,7 +94,29 @@ def torch_cross_entropy_(
     return likelihood, total, right
 
 
+def top_probability(logits: Tensor) -> Tensor:
+    """max softmax(logits) of each row (..., V): (...) in float32 or better.
+
+    Raises:
+        RuntimeError: no words at all.
+    """
+    native = built and logits.device.type == "cpu" and logits.dtype in NATIVE_DTYPES
+    if native and not (torch.is_grad_enabled() and logits.requires_grad):
+        return torch.ops.depth_adaptive.top_probability(logits.reshape(-1, logits.size(-1))).view(logits.shape[:-1])
+    return torch_top_probability(logits)
+
+
+def torch_top_probability(logits: Tensor) -> Tensor:
+    """Twin of :func:`top_probability`."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return 1 / (exact - exact.amax(-1, keepdim=True)).exp().sum(-1)
+
+
 if built:
+
+    @torch.library.register_fake("depth_adaptive::top_probability")
+    def _(logits: Tensor) -> Tensor:
+        return logits.new_empty(logits.shape[:1], dtype=torch.promote_types(logits.dtype, torch.float32))
 
     @torch.library.register_fake("depth_adaptive::cross_entropy_")
     def _(logits: Tensor, targets: Tensor, kept: float, spread: float, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """depth_adaptive's operators against their twins and against sums written out, and products with packed weights."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -219,6 +220,62 @@ def test_wrong_inputs_of_the_cross_entropy(
 ) -> None:
     with pytest.raises(error, match=message):
         ops.cross_entropy_(logits, targets, kept=1.0, spread=0.0, gradient=True)
+
+
+# ---- the largest probability ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    words=st.integers(1, 70),
+    size=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1 << 30),
+)
+def test_the_largest_probability(rows: int, words: int, size: float, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits = (torch.randn(2, rows, words, dtype=torch.float64) * size).to(dtype)
+    expected = torch.zeros(2, rows, dtype=torch.float64)
+    for i, part in enumerate(logits.tolist()):
+        for j, row in enumerate(part):
+            expected[i, j] = 1 / sum(math.exp(x - max(row)) for x in row)
+    for run in (ops.top_probability, ops.torch_top_probability):
+        found = run(logits)
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-12 if dtype == torch.float64 else 2e-6, atol=0)
+
+
+def test_the_largest_probability_of_many_words_is_the_same_on_any_number_of_threads() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(9, 50_001)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(ops.top_probability(logits))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[0].double(), logits.double().softmax(-1).amax(-1), rtol=2e-6, atol=0)
+    for row, alone in zip(found[0], logits, strict=True):
+        assert torch.equal(ops.top_probability(alone), row)
+        assert torch.equal(ops.top_probability(alone[None].t().contiguous().t())[0], row)
+
+
+def test_the_largest_probability_of_impossible_words_and_of_none() -> None:
+    for run in (ops.top_probability, ops.torch_top_probability):
+        given = torch.tensor([[-torch.inf, 3.0, 3.0], [0.0, torch.nan, 0.0], [-torch.inf] * 3])
+        found = run(given)
+        assert found[0] == 0.5
+        assert found[1:].isnan().all()
+        with pytest.raises((RuntimeError, IndexError)):
+            run(torch.zeros(2, 0))
+
+
+def test_the_largest_probability_has_a_gradient() -> None:
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.top_probability, (logits,))
 
 
 def test_operations_are_counted() -> None:

@@ -28,6 +28,9 @@ struct Kernels {
   // logits become (kept + count * spread) * probability - spread, at the target - kept as well. scratch: memory of count.
   void (*cross_entropy)(int64_t count, int64_t target, A kept, A spread, bool gradient, T* logits, A* scratch,
                         A* likelihood, A* total, bool* right);
+
+  // The largest probability of one row of `count` logits.
+  A (*top_probability)(int64_t count, const T* logits);
 };
 
 // The loops for `level`, or for the best level below it that this build has.

@@ -86,6 +86,15 @@ void attend(int64_t heads, int64_t width, int64_t count, const int64_t* places, 
   }
 }
 
+template <class A>
+INLINE A largest(Vec<A> v) {
+  A lane[lanes<A>()];
+  store(lane, v);
+  A found = lane[0];
+  for (int64_t l = 1; l < lanes<A>(); ++l) found = lane[l] > found ? lane[l] : found;
+  return found;
+}
+
 template <class T>
 void cross_entropy(int64_t count, int64_t target, Acc<T> kept, Acc<T> less, bool gradient, T* logits, Acc<T>* scratch,
                    Acc<T>* likelihood, Acc<T>* total_likelihood, bool* right) {
@@ -100,9 +109,7 @@ void cross_entropy(int64_t count, int64_t target, Acc<T> kept, Acc<T> less, bool
     most = x > most ? x : most;
     sums += x;
   }
-  A lane[L], high = -(A)INFINITY, sum = total(sums);
-  store(lane, most);
-  for (int64_t l = 0; l < L; ++l) high = lane[l] > high ? lane[l] : high;
+  A high = largest<A>(most), sum = total(sums);
   if (rest) {
     const V x = load_some(logits + whole, rest);
     store_some(scratch + whole, x, rest);
@@ -139,8 +146,33 @@ void cross_entropy(int64_t count, int64_t target, Acc<T> kept, Acc<T> less, bool
 }
 
 template <class T>
+Acc<T> top_probability(int64_t count, const T* logits) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int64_t L = lanes<A>();
+  const int64_t whole = count / L * L, rest = count - whole;
+  V most = spread(-(A)INFINITY), powers = {};
+  for (int64_t c = 0; c < whole; c += L) {
+    const V x = load(logits + c);
+    most = x > most ? x : most;
+  }
+  A some[L], high = largest<A>(most);
+  if (rest) {
+    store_some(some, load_some(logits + whole, rest), rest);
+    for (int64_t l = 0; l < rest; ++l) high = some[l] > high ? some[l] : high;
+  }
+  for (int64_t c = 0; c < whole; c += L) powers += exponential(load(logits + c) - high);
+  A power = total(powers);
+  if (rest) {
+    store_some(some, exponential(load_some(logits + whole, rest) - high), rest);
+    for (int64_t l = 0; l < rest; ++l) power += some[l];
+  }
+  return 1 / power;
+}
+
+template <class T>
 const Kernels<T>& table(const T*) {
-  static const Kernels<T> entries = {attend<T>, cross_entropy<T>};
+  static const Kernels<T> entries = {attend<T>, cross_entropy<T>, top_probability<T>};
   return entries;
 }
 

@@ -98,6 +98,24 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_(Tensor& logits, const Tensor& 
   return {likelihood, total, right};
 }
 
+Tensor top_probability(const Tensor& logits) {
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0, "top_probability: logits must be (rows, V), given ",
+              logits.sizes());
+  const Tensor x = logits.contiguous();
+  const int64_t rows = x.size(0), words = x.size(1);
+  Tensor out = at::empty({rows}, x.options().dtype(native::wide_type(x)));
+  dispatch("top_probability", x, [&](auto type) {
+    using T = decltype(type);
+    using A = native::Acc<T>;
+    const auto& loops = kernels<T>(level());
+    at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / words), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        mutable_data<A>(out)[i] = loops.top_probability(words, data<T>(x) + i * words);
+    });
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(depth_adaptive, m) {
@@ -107,11 +125,13 @@ TORCH_LIBRARY(depth_adaptive, m) {
       "cross_entropy_(Tensor(a!) logits, Tensor targets, float kept, float spread, bool gradient) -> (Tensor, Tensor, "
       "Tensor)",
       {at::Tag::pt2_compliant_tag});
+  m.def("top_probability(Tensor logits) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(depth_adaptive, CPU, m) {
   m.impl("attend", attend);
   m.impl("cross_entropy_", cross_entropy_);
+  m.impl("top_probability", top_probability);
 }
 
 }  // namespace depth_adaptive
