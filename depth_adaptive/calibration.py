@@ -1,4 +1,4 @@
-"""Thresholds with a guarantee, or for a wanted mean exit.
+"""Thresholds with a guarantee, or for a wanted mean exit, and temperatures.
 
 With a guarantee: fixed-sequence learn-then-test, as in Confident Adaptive Language Modeling (Schuster et al., NeurIPS
 2022, section 4). One for each block: coordinate descent, where the Depth-Adaptive Transformer draws 10,000 at random.
@@ -148,6 +148,27 @@ def threshold_for_mean_exit(confidences: Tensor, wanted: float) -> float:
         else:
             high = middle
     return steps[low]
+
+
+def newton_step(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and curvature at β = 1 of the sum of -log softmax(β · ``logits``)[target], for Newton's method.
+
+    The temperature 1 / β at which the targets are most likely is that of Guo et al., On Calibration of Modern Neural
+    Networks, ICML 2017, section 4.2. The sum is convex in β.
+
+    Args:
+        logits: (T, V).
+        targets: (T,) int64.
+
+    Returns:
+        Both in float64, without axes.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = logits.softmax(-1)
+    mean = (weights * logits).sum(-1)
+    square = (weights * logits.square()).sum(-1)
+    slope = mean - logits.gather(-1, targets[:, None]).squeeze(1)
+    return slope.double().sum(), (square - mean.square()).double().sum()
 
 
 def thresholds_at_price(scores: Tensor, wrong: Tensor, price: float, steps: int) -> list[int]:

@@ -77,6 +77,13 @@ class DepthOptions(FairseqDataclass):
         default=None,
         metadata={"help": "weights of the exits for the policy random, as in 3,1,1,1,1,1; if not given, all alike"},
     )
+    exit_temperature: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "what exits' logits are divided by when decoding, but not with the policy full: one number, or one "
+            "for each block, as in 1.2,1.1; if not given, 1"
+        },
+    )
     exit_copies: ChoiceEnum(COPIES) = field(  # type: ignore[valid-type]
         default="deferred",
         metadata={
@@ -181,6 +188,17 @@ def build_policy(options: DepthOptions, *, exits: int, halting: Halting | None) 
         assert halting is not None
         return HaltingPolicy(exits=exits, halting=halting, thresholds=thresholds)
     return {"random": random, "confidence": confidence}.get(options.exit_policy)
+
+
+def temperatures(options: DepthOptions, *, exits: int) -> list[float] | None:
+    """What the logits of each exit are divided by; None: nothing. Raises a UserError as :func:`check` does."""
+    given = numbers("--exit-temperature", options.exit_temperature)
+    if len(given) not in (0, 1, exits):
+        raise UserError(f"--exit-temperature must be one number, or {exits}, one for each block, given {len(given)}")
+    for value in given:
+        if not 0 < value < float("inf"):
+            raise UserError(f"--exit-temperature must be above 0, given {value:g}")
+    return given * exits if len(given) == 1 else given or None
 
 
 def _flag(name: str) -> str:

@@ -11,7 +11,7 @@ from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
 from depth_adaptive import decoding
-from depth_adaptive.config import build_policy, options_of
+from depth_adaptive.config import DepthOptions, build_policy, options_of, temperatures
 from depth_adaptive.halting import Policy, build_halting
 from depth_adaptive.losses import gradient_scales, scale_gradient
 from depth_adaptive.products import Products
@@ -99,7 +99,6 @@ class Decoder(TransformerDecoder):
     def __init__(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding, no_encoder_attn: bool = False) -> None:
         super().__init__(args, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         options = options_of(args)
-        self.exit_options = options
         exits = self.num_layers
         # Where blocks normalise their outputs, an exit has nothing to add.
         norms = [LayerNorm(self.embed_dim) for _ in range(exits - 1)] if self.layer_norm is not None else []
@@ -113,7 +112,7 @@ class Decoder(TransformerDecoder):
         self.halting = build_halting(
             options.halting, decoder_dim=self.embed_dim, encoder_dim=self.cfg.encoder.embed_dim, exits=exits
         )
-        self.policy = build_policy(options, exits=exits, halting=self.halting)
+        self.choose(options)
         self.gradient_scales = gradient_scales(options.exit_gradient_scale, exits)
         self.run: Pass | None = None
         self.products = Products()
@@ -132,6 +131,12 @@ class Decoder(TransformerDecoder):
 
     # --- exits ---
 
+    def choose(self, options: DepthOptions) -> None:
+        """Choose exits as ``options`` say from here on; those that decide about weights and training stay."""
+        self.exit_options = options
+        self.policy = build_policy(options, exits=self.num_layers, halting=self.halting)
+        self.temperatures = temperatures(options, exits=self.num_layers)
+
     def exit_features(self, n: int, state: Tensor) -> Tensor:
         """What exit n's output projection reads, of block n's output (..., D)."""
         norm = self.layer_norm if n == self.num_layers else self.exit_norms[n - 1] if len(self.exit_norms) else None
@@ -147,19 +152,24 @@ class Decoder(TransformerDecoder):
         return projection
 
     def exit_logits(self, n: int, state: Tensor) -> Tensor:
-        """(..., V) of block n's output (..., D)."""
-        return self.products(self.exit_features(n, state), self.exit_projection(n))
+        """(..., V) of block n's output (..., D), divided by the exit's temperature."""
+        return self.products(self._tempered(n, state), self.exit_projection(n))
+
+    def _tempered(self, n: int, state: Tensor) -> Tensor:
+        """The features of an exit divided by its temperature, as its logits are to be: projections have no bias."""
+        features = self.exit_features(n, state)
+        return features if self.temperatures is None else features / self.temperatures[n - 1]
 
     def logits_by_exit(self, states: Tensor, exits: Tensor) -> Tensor:
         """(R, V) of states (R, D) that each have left at their exit (R,)."""
         present = exits.unique().tolist()
         if len(present) == 1:
             return self.exit_logits(present[0], states)
-        if not len(self.exit_norms) and not len(self.exit_projections):
+        if not len(self.exit_norms) and not len(self.exit_projections) and self.temperatures is None:
             return self.exit_logits(self.num_layers, states)
         rows = [(exits == n).nonzero().squeeze(1) for n in present]
         shared = not len(self.exit_projections)
-        of_exit = self.exit_features if shared else self.exit_logits
+        of_exit = self._tempered if shared else self.exit_logits
         found = torch.cat([of_exit(n, states[some]) for n, some in zip(present, rows, strict=True)])
         found = found[torch.cat(rows).argsort()]
         return self.products(found, self.output_projection) if shared else found

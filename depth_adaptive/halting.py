@@ -208,21 +208,6 @@ class HaltingPolicy(ThresholdPolicy):
         return self.halting.probability(state)
 
 
-class Observer(Policy):
-    """Nothing stops; what a policy and the exits would have said of each block is kept, by its number."""
-
-    def __init__(self, policy: ThresholdPolicy) -> None:
-        super().__init__(exits=policy.exits)
-        self.policy = policy
-        self.scores: dict[int, Tensor] = {}  # (...)
-        self.likely: dict[int, Tensor] = {}  # (...) int64, the most likely token
-
-    def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
-        found = logits()
-        self.scores[n], self.likely[n] = self.policy.score(n, state, lambda: found), found.argmax(-1)
-        return torch.zeros_like(self.likely[n], dtype=torch.bool)
-
-
 def _thresholds(given: Sequence[float], exits: int) -> list[float]:
     """One threshold for each block but the last.
 

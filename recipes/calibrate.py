@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "--per-exit",
         action="store_true",
         help="a threshold for each block instead of one for all: those at which most words of the references are "
-        "found; not with --disagreement",
+        "found; and a temperature for each, at which the references are most likely, unless --override "
+        "exit_temperature gives one; not with --disagreement",
     )
     found.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="what the threshold is of")
     found.add_argument(
@@ -138,6 +139,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     resplits, notes = None, []
     steps = arguments.steps
     dial = thresholds.one_each(trials, steps) if arguments.per_exit else thresholds.one_for_all(steps)
+    temperature = translator.model.decoder.exit_options.exit_temperature
     found: thresholds.Threshold | None
     if arguments.wanted == "mean_exit":
         found = thresholds.for_mean_exit(trials, arguments.mean_exit, steps, dial)
@@ -164,6 +166,8 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     policy = ["exit_policy=full"]
     if found is not None:
         policy = [f"exit_policy={arguments.policy}", f"exit_threshold={thresholds.written(found)}"]
+        if arguments.per_exit and not any(word.startswith("exit_temperature=") for word in arguments.override):
+            policy.append(f"exit_temperature={temperature}")
     call = asked.call("recipes/evaluate.sh", arguments, policy)
     assert trials.full.bleu is not None
     table = trials.table(found)
@@ -171,6 +175,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "wanted": {arguments.wanted: getattr(arguments, arguments.wanted)},
         "policy": arguments.policy,
         "threshold": found,
+        "temperature": temperature,
         "steps": steps,
         "rows": [row.figures() for row in trials.rows()],
         "bleu_signature": trials.full.bleu["signature"],

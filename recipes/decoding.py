@@ -289,7 +289,7 @@ class Translator:
         }
 
     def forced(
-        self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int
+        self, sentences: Sequence[str], translations: Sequence[Translation], max_tokens: int, **options: Any
     ) -> Iterator[tuple[list[int], Any]]:
         """Lead the model through `translations`: (indices of a batch, the model's output for it)."""
         encoded = [self.encode(sentence)[0] for sentence in sentences]
@@ -300,7 +300,7 @@ class Translator:
             previous = [torch.cat([eos, translations[i].tokens[:-1]]) for i in batch]
             padded = data_utils.collate_tokens(previous, dictionary.pad())
             with torch.no_grad():
-                output = self.model(**inputs, prev_output_tokens=padded.to(self.device))
+                output = self.model(**inputs, prev_output_tokens=padded.to(self.device), **options)
             yield batch, output
 
     def _generator(self, options: Mapping[str, Any], longest: int) -> Any:

@@ -3,7 +3,7 @@
 Axes: B sentences, T tokens of a translation or reference with its end of sentence, N exits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 from tqdm import tqdm
 
 from depth_adaptive import calibration
-from depth_adaptive.config import build_policy
-from depth_adaptive.halting import Observer
 from fairseq_host.errors import UserError
 from recipes import decoding, loading, scoring
 from recipes.measuring import Place
@@ -21,6 +19,9 @@ from recipes.measuring import Place
 CLOSE = 0.01
 # Thresholds of single blocks are multiples of 1 / this.
 GRID = 100
+# Passes along the references that look for temperatures, at most, the change that ends them, and the range: the
+# references are the most likely at infinity if a model knows nothing of them.
+TEMPERINGS, STEADY, COOLEST, HOTTEST = 8, 0.002, 0.2, 5.0
 
 # One threshold for all blocks, or one for each block but the last.
 Threshold = float | tuple[float, ...]
@@ -95,8 +96,7 @@ class Trials:
         options = replace(self.decoder.exit_options, exit_policy="full")
         if threshold is not None:
             options = replace(options, exit_policy=self.policy, exit_threshold=written(threshold))
-        self.decoder.exit_options = options
-        self.decoder.policy = build_policy(options, exits=self.decoder.num_layers, halting=self.decoder.halting)
+        self.decoder.choose(options)
 
     def forced(self, threshold: Threshold) -> Measured:
         """Lead the model along full depth's translations with this threshold."""
@@ -125,6 +125,32 @@ class Trials:
                 tokens[index], exits[index] = likely[row, :length], left[row, :length]
         return tokens, exits
 
+    def temper(self) -> None:
+        """Give each exit the temperature at which the references are most likely, from here on.
+
+        Beam search adds up log-probabilities of different exits, which should therefore be sure in the same measure.
+        What was measured before, but for full depth, is forgotten.
+        """
+        self.measured = {None: self.full}
+        found = torch.ones(self.decoder.num_layers, dtype=torch.float64)
+        for _ in range(TEMPERINGS):
+            self._set_temperatures(found)
+            slopes, curvatures = torch.zeros_like(found), torch.zeros_like(found)
+            for _, tokens, states in self._along_references("temperatures"):
+                for n, state in enumerate(states):
+                    slope, curvature = calibration.newton_step(self.decoder.exit_logits(n + 1, state), tokens)
+                    slopes[n] += slope.cpu()
+                    curvatures[n] += curvature.cpu()
+            factors = (1 - slopes / curvatures.clamp(min=1e-9)).clamp(0.5, 2)
+            found = (found / factors).clamp(COOLEST, HOTTEST)
+            if bool(((factors - 1).abs() < STEADY).all()):
+                break
+        self._set_temperatures(found)
+
+    def _set_temperatures(self, found: torch.Tensor) -> None:
+        given = written(tuple(round(x, 3) for x in found.tolist()))
+        self.decoder.choose(replace(self.decoder.exit_options, exit_temperature=given))
+
     def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all tokens of the references: the scores (N - 1, T) by which the policy would stop, and whether the most
         likely token of each exit is another (N, T).
@@ -133,18 +159,37 @@ class Trials:
         exit is sure of would go to the last, which beam search does not bear out.
         """
         self.use(1.0)
-        references = [self.translator.given(reference) for reference in self.references]
-        observer = self.decoder.policy = Observer(self.decoder.policy)
         scores = [torch.empty(0)] * len(self.sources)
-        likely = [torch.empty(0)] * len(self.sources)
-        for batch, (logits, _) in self.translator.forced(self.sources, references, self.search["max-tokens"]):
-            blocks = range(1, self.decoder.num_layers)
-            found = torch.stack([observer.scores[n] for n in blocks]).cpu()  # (N - 1, B, T)
-            words = torch.stack([*(observer.likely[n] for n in blocks), logits.argmax(-1)]).cpu()  # (N, B, T)
-            for row, index in enumerate(batch):
-                length = len(references[index].tokens)
-                scores[index], likely[index] = found[:, row, :length], words[:, row, :length]
-        return torch.cat(scores, 1), torch.cat(likely, 1) != torch.cat([text.tokens for text in references])
+        wrong = [torch.empty(0)] * len(self.sources)
+        for lengths, tokens, states in self._along_references("scores"):
+            found, words = [], []
+            for n, state in enumerate(states, start=1):
+                logits = self.decoder.exit_logits(n, state)
+                words.append(logits.argmax(-1))
+                if n < len(states):
+                    found.append(self.decoder.policy.score(n, state, lambda logits=logits: logits))
+            parts = (
+                of.cpu().split(list(lengths.values()), 1) for of in (torch.stack(found), torch.stack(words) != tokens)
+            )
+            for index, score, differs in zip(lengths, *parts, strict=True):
+                scores[index], wrong[index] = score, differs
+        return torch.cat(scores, 1), torch.cat(wrong, 1)
+
+    def _along_references(self, name: str) -> Iterator[tuple[dict[int, int], torch.Tensor, list[torch.Tensor]]]:
+        """Lead the model along the references, a batch at a time: each sentence's number of tokens, all their tokens
+        (T,) one sentence after the other, and the output (T, D) of each block at them, where nothing has stopped."""
+        references = [self.translator.given(reference) for reference in self.references]
+        with tqdm(total=len(references), unit=" sentences", desc=name) as bar:
+            for batch, (_, extra) in self.translator.forced(
+                self.sources, references, self.search["max-tokens"], features_only=True
+            ):
+                lengths = {index: len(references[index].tokens) for index in batch}
+                states = [
+                    torch.cat([state[row, :length] for row, length in enumerate(lengths.values())])
+                    for state in extra["exit_states"]
+                ]
+                yield lengths, torch.cat([references[i].tokens for i in batch]).to(states[0].device), states
+                bar.update(len(batch))
 
     def decoded(self, threshold: Threshold | None) -> Measured:
         """Translate with this threshold."""
@@ -239,8 +284,11 @@ def one_for_all(steps: int) -> Dial:
 def one_each(trials: Trials, steps: int) -> Dial:
     """Those at which most words of the references are found, by their mean exit there, from 1 to N in `steps`.
 
-    Translations, and copied states, make another mean exit of them; but that of position 0 is always 1.
+    Exits are tempered first, unless they have temperatures. Translations, and copied states, make another mean exit of
+    the thresholds; but that of position 0 is always 1.
     """
+    if trials.decoder.temperatures is None:
+        trials.temper()
     scores, wrong = trials.observed()
 
     def dial(position: int) -> Threshold:

@@ -1,10 +1,13 @@
 """recipes/calibrate.sh: thresholds against plain loops over the model's own forward pass, and refusals."""
 
+import contextlib
 import json
 import math
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,16 @@ SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tok
 TRIED = (0.8, 0.4, 0.2)
 
 
-def loaded(depth: Path, data: Path, **overrides: Any) -> decoding.Translator:
+def loaded(depth: Path, data: Path, *, trained: bool = False, **overrides: Any) -> decoding.Translator:
     """With random parameters: a few updates say the same about every token, these something else about each."""
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
     draw = torch.Generator().manual_seed(1)
     for value in state["model"].values():
-        if value.dim() > 1:
+        if value.dim() > 1 and not trained:
             value.normal_(0, 0.4, generator=draw)
-    state["model"]["decoder.halting.geometric.bias"].fill_(-2.0)  # else nearly all tokens leave at once
+    if not trained:
+        state["model"]["decoder.halting.geometric.bias"].fill_(-2.0)  # else nearly all tokens leave at once
     corpus = runs.open_corpus("toy", data)
     place = measuring.Place(corpus, "valid", path, runs.ROOT / "depth_adaptive", "cpu", overrides)
     return thresholds.load(state, place, policy="confidence")
@@ -79,9 +83,25 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
     assert trials.forced(1.0).forced_exit == 3
 
 
+@contextlib.contextmanager
+def as_it_was(trials: thresholds.Trials) -> Iterator[None]:
+    """The model's options are put back."""
+    before = trials.decoder.exit_options
+    yield
+    trials.decoder.choose(before)
+
+
 def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+    with as_it_was(trials):
+        trials.decoder.choose(replace(trials.decoder.exit_options, exit_temperature="0.8,1.5,2"))
+        check_what_is_observed(trials, depth, data)
+
+
+def check_what_is_observed(trials: thresholds.Trials, depth: Path, data: Path) -> None:
     scores, wrong = trials.observed()
-    alone = [loaded(depth, data, exit_policy="fixed", exit_layer=n).model for n in (1, 2, 3)]
+    alone = [
+        loaded(depth, data, exit_policy="fixed", exit_layer=n, exit_temperature="0.8,1.5,2").model for n in (1, 2, 3)
+    ]
     place, begins = 0, []
     for source, reference in zip(trials.sources, trials.references, strict=True):
         indices = trials.translator.encode(source)[0][None]
@@ -107,6 +127,36 @@ def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.T
     expected = calibration.exits_at(scores[:, begins], torch.tensor(given)[:, None])
     assert [int(exit[0]) for exit in exits] == expected.tolist()
     assert len(set(expected.tolist())) > 1
+
+
+def test_temperatures_make_the_references_likely(depth: Path, data: Path) -> None:
+    """No other temperature does better, by a loop over sentences and exits alone."""
+    translator = loaded(depth, data, trained=True)
+    texts = lines(data, "de"), lines(data, "en")
+    trials = thresholds.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
+    trials.temper()
+    found = trials.decoder.temperatures
+    assert found is not None
+    assert all(thresholds.COOLEST < temperature < thresholds.HOTTEST for temperature in found)
+    assert len(set(found)) > 1
+    for n, temperature in enumerate(found, start=1):
+        model = loaded(depth, data, trained=True, exit_policy="fixed", exit_layer=n).model
+        loss = dict.fromkeys((temperature / 1.02, temperature, temperature * 1.02), 0.0)
+        for source, reference in zip(trials.sources, trials.references, strict=True):
+            indices = trials.translator.encode(source)[0][None]
+            words = trials.translator.given(reference).tokens
+            previous = torch.cat([torch.tensor([2]), words[:-1]])[None]
+            with torch.no_grad():
+                logits = model(indices, torch.tensor([indices.size(1)]), previous)[0][0].double()
+            for divisor in loss:
+                loss[divisor] += torch.nn.functional.cross_entropy(logits / divisor, words, reduction="sum").item()
+        assert min(loss, key=lambda divisor: loss[divisor]) == temperature
+
+
+def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: thresholds.Trials) -> None:
+    with as_it_was(trials):
+        trials.temper()
+        assert max(trials.decoder.temperatures) == thresholds.HOTTEST
 
 
 def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path, data: Path) -> None:
@@ -155,6 +205,11 @@ def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: thresholds.Trial
 def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
     wanted: float, trials: thresholds.Trials
 ) -> None:
+    with as_it_was(trials):
+        check_a_threshold_for_each_block(wanted, trials)
+
+
+def check_a_threshold_for_each_block(wanted: float, trials: thresholds.Trials) -> None:
     dial = thresholds.one_each(trials, 20)
     assert dial(0) == (0.0, 0.0)
     found = thresholds.for_mean_exit(trials, wanted, 20, dial)
@@ -307,9 +362,23 @@ def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.Capt
     (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
     assert row["mean_exit"] <= 2
     given = ",".join(f"{x:g}" for x in found["threshold"])
-    assert told[-1].endswith(f"--override exit_policy=confidence --override exit_threshold={given}")
+    assert len(found["temperature"].split(",")) == 3
+    overrides = [
+        f"exit_policy=confidence --override exit_threshold={given}",
+        f"exit_temperature={found['temperature']}",
+    ]
+    assert told[-1].endswith(" --override " + " --override ".join(overrides))
     (line,) = [line for line in told if line.endswith("< chosen")]
     assert line.startswith(given + " ")
+
+
+def test_temperatures_that_are_given_stay(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--per-exit", "--mean-exit", "2", "--steps", "4", "--beam", "1", "--override", "exit_temperature=1"]
+    assert calibrated(depth, data, *more) == 0
+    told = capsys.readouterr().out.splitlines()
+    path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2-steps-4-beam-1-exit_temperature=1.json"
+    assert json.loads(path.read_text())["temperature"] == 1
+    assert told[-1].count("exit_temperature=1") == 1
 
 
 def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

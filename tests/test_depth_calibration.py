@@ -22,6 +22,21 @@ def drawn(sentences: int, seed: int, exits: int = 4, length: int = 10) -> tuple[
     return predictions, confidences, torch.arange(sentences).repeat_interleave(length)
 
 
+@settings(max_examples=50, deadline=None)
+@given(tokens=st.integers(0, 9), words=st.integers(1, 20), seed=st.integers(0, 1 << 30))
+def test_slope_and_curvature_are_autograds(tokens: int, words: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits, targets = 3 * torch.randn(tokens, words, dtype=torch.float64), torch.randint(0, words, (tokens,))
+    beta = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(beta * logits, targets, reduction="sum")
+    (slope,) = torch.autograd.grad(loss, beta, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, beta)
+    found = calibration.newton_step(logits, targets)
+    torch.testing.assert_close(found, (slope.detach(), curvature), rtol=1e-9, atol=1e-9)
+    single = calibration.newton_step(logits.float(), targets)
+    torch.testing.assert_close(single, found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("tolerated", "level"), [(0.1, 0.1), (0.2, 0.05), (0.15, 0.3)])
 def test_the_promise_holds_over_resplits(tolerated: float, level: float) -> None:
     losses = calibration.disagreement(*drawn(4000, 0), THRESHOLDS)

@@ -385,6 +385,39 @@ def test_dropout_in_decoding_is_refused(name: str) -> None:
     built(dropout=0.1).make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
 
 
+@pytest.mark.parametrize("variant", ["post-norm", "pre-norm", "separate", "pre-norm, separate"])
+@pytest.mark.parametrize("given", ["1.3,0.8,1.1,0.9", 2.0])
+def test_temperatures_divide_the_logits_of_their_exits(variant: str, given: Any) -> None:
+    plain, tempered = built(**VARIANTS[variant]), built(**VARIANTS[variant], exit_temperature=given)
+    divisors = torch.tensor([1.3, 0.8, 1.1, 0.9] if isinstance(given, str) else [given] * 4, dtype=torch.double)
+    assert torch.equal(run(plain)[0], run(tempered)[0])  # full depth
+    policies = [halting.RandomPolicy(exits=LAYERS), *(halting.FixedPolicy(exits=LAYERS, exit=n) for n in (1, 2, 4))]
+    words = GOLD[:1, :-1]
+    for policy in policies:
+        plain.decoder.policy = tempered.decoder.policy = policy
+        (before, extra), (after, _) = run(plain), run(tempered)
+        torch.testing.assert_close(after, before / divisors[extra["exits"] - 1, None], rtol=0, atol=1e-12)
+        both = []
+        for model in (plain, tempered):
+            encoded, state = model.encoder(SOURCE[1:2], torch.tensor([9])), {}
+            with torch.no_grad():
+                steps = [model.decoder(words[:, :t], encoded, state) for t in range(1, words.size(1) + 1)]
+            both.append([torch.cat(parts, 1) for parts in ([x for x, _ in steps], [e["exits"] for _, e in steps])])
+        (before, exits), (after, _) = both
+        torch.testing.assert_close(after, before / divisors[exits - 1, None], rtol=0, atol=1e-12)
+    assert len(exits.unique()) == 1
+
+
+def test_confidence_is_that_of_the_tempered_exit() -> None:
+    state = torch.randn(5, 16, dtype=torch.double)
+    plain, tempered = built(), built(exit_temperature="0.5,2,1,1", exit_policy="confidence", exit_threshold="0.3")
+    assert isinstance(tempered.decoder.policy, halting.ConfidencePolicy)
+    for n, divisor in ((1, 0.5), (2, 2.0)):
+        expected = (plain.decoder.exit_logits(n, state) / divisor).softmax(-1).amax(-1)
+        found = tempered.decoder.policy.score(n, state, lambda n=n: tempered.decoder.exit_logits(n, state))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
 WRONG = {
     "exit too deep": (dict(exit_policy="fixed", exit_layer=5), "--exit-layer must be from 1 to 4.*given 5"),
     "exit of zero": (dict(exit_layer=0), "--exit-layer must be from 1 to 4"),
@@ -392,6 +425,11 @@ WRONG = {
     "threshold": (dict(exit_policy="confidence", exit_threshold="1.2"), "--exit-threshold.*from 0 to 1, given 1.2"),
     "thresholds": (dict(exit_policy="confidence", exit_threshold="0.1,0.2"), "--exit-threshold: 1 or 3 thresholds"),
     "no number": (dict(exit_policy="confidence", exit_threshold="high"), "--exit-threshold must be numbers"),
+    "temperature": (dict(exit_temperature="0"), "--exit-temperature must be above 0, given 0"),
+    "no temperature": (dict(exit_temperature="1,nan,1,1"), "--exit-temperature must be above 0, given nan"),
+    "endless temperature": (dict(exit_temperature="inf"), "--exit-temperature must be above 0, given inf"),
+    "temperatures": (dict(exit_temperature="1,2"), "--exit-temperature must be one number, or 4.*given 2"),
+    "warm": (dict(exit_temperature="warm"), "--exit-temperature must be numbers"),
     "no halting": (dict(exit_policy="halting"), "trained with --halting.*full, fixed, random, confidence"),
     "nothing to train": (dict(halting_only=True), "--halting-only needs --halting: one of sequence, token, geometric"),
     "distribution": (dict(exit_policy="random", exit_distribution="1,2"), "--exit-distribution: 4 weights"),
