@@ -23,6 +23,9 @@ GRID = 100
 # references are the most likely at infinity if a model knows nothing of them.
 TEMPERINGS, STEADY, COOLEST, HOTTEST = 8, 0.002, 0.2, 5.0
 
+# Of one exit, computed at a time.
+MOST_LOGITS = 1 << 23
+
 # One threshold for all blocks, or one for each block but the last.
 Threshold = float | tuple[float, ...]
 # A threshold for each position from 0; the higher it is, the later the exits.
@@ -179,10 +182,10 @@ class Trials:
         """Lead the model along the references, a batch at a time: each sentence's number of tokens, all their tokens
         (T,) one sentence after the other, and the output (T, D) of each block at them, where nothing has stopped."""
         references = [self.translator.given(reference) for reference in self.references]
+        tokens = min(self.search["max-tokens"], MOST_LOGITS // len(self.decoder.dictionary))
+        passes = self.translator.forced(self.sources, references, tokens, features_only=True)
         with tqdm(total=len(references), unit=" sentences", desc=name) as bar:
-            for batch, (_, extra) in self.translator.forced(
-                self.sources, references, self.search["max-tokens"], features_only=True
-            ):
+            for batch, (_, extra) in passes:
                 lengths = {index: len(references[index].tokens) for index in batch}
                 states = [
                     torch.cat([state[row, :length] for row, length in enumerate(lengths.values())])
