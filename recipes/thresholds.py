@@ -128,6 +128,7 @@ class Trials:
                 tokens[index], exits[index] = likely[row, :length], left[row, :length]
         return tokens, exits
 
+    @torch.no_grad()
     def temper(self) -> None:
         """Give each exit the temperature at which the references are most likely, from here on.
 
@@ -154,6 +155,7 @@ class Trials:
         given = written(tuple(round(x, 3) for x in found.tolist()))
         self.decoder.choose(replace(self.decoder.exit_options, exit_temperature=given))
 
+    @torch.no_grad()
     def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all tokens of the references: the scores (N - 1, T) by which the policy would stop, and whether the most
         likely token of each exit is another (N, T).
