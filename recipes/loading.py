@@ -1,6 +1,6 @@
 """From a checkpoint to a model and its task on a prepared corpus."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,17 @@ def is_language_model(state: Mapping[str, Any]) -> bool:
     task = configuration.get("task") if isinstance(configuration, Mapping) else None
     name = task.get("_name") if isinstance(task, Mapping) else getattr(task, "_name", None)
     return name == "language_modeling"
+
+
+def known_options(model: Namespace) -> set[str]:
+    """Options of a checkpoint's `model` that its class has now, among them those that the checkpoint is too old for."""
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+
+    found = ARCH_MODEL_REGISTRY.get(getattr(model, "arch", None)) or MODEL_REGISTRY.get(getattr(model, "_name", None))
+    parser = ArgumentParser(add_help=False)
+    if found is not None:
+        found.add_args(parser)
+    return {action.dest for action in parser._actions}
 
 
 def load_model(
@@ -51,7 +62,7 @@ def load_model(
             configuration.task.data = str(corpus.bin)
             configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target
         for name, value in (overrides or {}).items():
-            if not hasattr(configuration.model, name):
+            if not hasattr(configuration.model, name) and name not in known_options(configuration.model):
                 raise UserError(f"--override {name}={value}: the model has no option {name}")
             setattr(configuration.model, name, value)
         if "eval_bleu" in configuration.task:

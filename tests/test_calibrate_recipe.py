@@ -117,6 +117,7 @@ def check_what_is_observed(trials: thresholds.Trials, depth: Path, data: Path) -
             torch.testing.assert_close(scores[:, part], logits[:-1].softmax(-1).amax(-1), rtol=1e-4, atol=1e-5)
         begins.append(place)
         place = part.stop
+    assert not scores.requires_grad
     assert scores.shape == (2, place)
     assert wrong.shape == (3, place)
     assert wrong.any()
@@ -129,11 +130,18 @@ def check_what_is_observed(trials: thresholds.Trials, depth: Path, data: Path) -
     assert len(set(expected.tolist())) > 1
 
 
-def test_temperatures_make_the_references_likely(depth: Path, data: Path) -> None:
+def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No other temperature does better, by a loop over sentences and exits alone."""
     translator = loaded(depth, data, trained=True)
     texts = lines(data, "de"), lines(data, "en")
     trials = thresholds.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
+    step = calibration.newton_step
+
+    def without_graph(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not logits.requires_grad  # sums would keep it: gigabytes
+        return step(logits, targets)
+
+    monkeypatch.setattr(calibration, "newton_step", without_graph)
     trials.temper()
     found = trials.decoder.temperatures
     assert found is not None
