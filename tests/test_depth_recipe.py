@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from recipe_runs import recipe, refused
 
 from fairseq_host import checkpoints
+from fairseq_host.errors import UserError
+from recipes import loading, runs
 from recipes.runs import Run
 
 
@@ -100,6 +103,21 @@ def test_exits_stand_beside_the_scores(depth: Path, data: Path) -> None:
 def test_wrong_overrides_are_refused(override: str, words: list[str], depth: Path, data: Path) -> None:
     call = ["toy", depth / "depth.yaml", "--data", data, "--runs", depth / "runs", "--cpu"]
     refused(recipe("evaluate", *call, "--override", override), *words)
+
+
+def test_an_override_may_be_an_option_that_the_checkpoint_is_older_than(depth: Path, data: Path) -> None:
+    path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
+    corpus, user_dir = runs.open_corpus("toy", data), runs.ROOT / "depth_adaptive"
+
+    def load(**overrides: object) -> Any:
+        state = checkpoints.load(path)
+        del state["cfg"]["model"].exit_temperature
+        return loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)[0]
+
+    assert load().decoder.temperatures is None
+    assert load(exit_temperature=1.5).decoder.temperatures == [1.5] * 3
+    with pytest.raises(UserError, match="the model has no option exit_temperatures"):
+        load(exit_temperatures=1.5)
 
 
 @pytest.fixture(scope="module")
