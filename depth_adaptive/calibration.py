@@ -150,7 +150,7 @@ def threshold_for_mean_exit(confidences: Tensor, wanted: float) -> float:
     return steps[low]
 
 
-def newton_step(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def slope_and_curvature(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Slope and curvature at β = 1 of the sum of -log softmax(β · ``logits``)[target], for Newton's method.
 
     The temperature 1 / β at which the targets are most likely is that of Guo et al., On Calibration of Modern Neural

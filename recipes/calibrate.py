@@ -138,6 +138,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     )
     resplits, notes = None, []
     steps = arguments.steps
+    before = translator.model.decoder.temperatures
     dial = thresholds.one_each(trials, steps) if arguments.per_exit else thresholds.one_for_all(steps)
     temperature = translator.model.decoder.exit_options.exit_temperature
     found: thresholds.Threshold | None
@@ -166,7 +167,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     policy = ["exit_policy=full"]
     if found is not None:
         policy = [f"exit_policy={arguments.policy}", f"exit_threshold={thresholds.written(found)}"]
-        if arguments.per_exit and not any(word.startswith("exit_temperature=") for word in arguments.override):
+        if translator.model.decoder.temperatures != before:
             policy.append(f"exit_temperature={temperature}")
     call = asked.call("recipes/evaluate.sh", arguments, policy)
     assert trials.full.bleu is not None

@@ -22,8 +22,7 @@ GRID = 100
 # Passes along the references that look for temperatures, at most, the change that ends them, and the range: the
 # references are the most likely at infinity if a model knows nothing of them.
 TEMPERINGS, STEADY, COOLEST, HOTTEST = 8, 0.002, 0.2, 5.0
-
-# Of one exit, computed at a time.
+# Of one exit, that are computed at a time.
 MOST_LOGITS = 1 << 23
 
 # One threshold for all blocks, or one for each block but the last.
@@ -138,22 +137,21 @@ class Trials:
         self.measured = {None: self.full}
         found = torch.ones(self.decoder.num_layers, dtype=torch.float64)
         for _ in range(TEMPERINGS):
-            self._set_temperatures(found)
+            self._set_temperatures(found.tolist())
             slopes, curvatures = torch.zeros_like(found), torch.zeros_like(found)
             for _, tokens, states in self._along_references("temperatures"):
                 for n, state in enumerate(states):
-                    slope, curvature = calibration.newton_step(self.decoder.exit_logits(n + 1, state), tokens)
+                    slope, curvature = calibration.slope_and_curvature(self.decoder.exit_logits(n + 1, state), tokens)
                     slopes[n] += slope.cpu()
                     curvatures[n] += curvature.cpu()
             factors = (1 - slopes / curvatures.clamp(min=1e-9)).clamp(0.5, 2)
             found = (found / factors).clamp(COOLEST, HOTTEST)
             if bool(((factors - 1).abs() < STEADY).all()):
                 break
-        self._set_temperatures(found)
+        self._set_temperatures([float(f"{x:.3g}") for x in found.tolist()])  # they will stand in names of folders
 
-    def _set_temperatures(self, found: torch.Tensor) -> None:
-        given = written(tuple(round(x, 3) for x in found.tolist()))
-        self.decoder.choose(replace(self.decoder.exit_options, exit_temperature=given))
+    def _set_temperatures(self, found: Sequence[float]) -> None:
+        self.decoder.choose(replace(self.decoder.exit_options, exit_temperature=written(tuple(found))))
 
     @torch.no_grad()
     def observed(self) -> tuple[torch.Tensor, torch.Tensor]:

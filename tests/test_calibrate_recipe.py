@@ -1,6 +1,5 @@
 """recipes/calibrate.sh: thresholds against plain loops over the model's own forward pass, and refusals."""
 
-import contextlib
 import json
 import math
 import re
@@ -45,9 +44,17 @@ def lines(data: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["confidence", "halting"])
-def trials(request: pytest.FixtureRequest, depth: Path, data: Path) -> thresholds.Trials:
+def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> thresholds.Trials:
     found = loaded(depth, data)
     return thresholds.Trials(found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
+
+
+@pytest.fixture
+def trials(for_all: thresholds.Trials) -> Iterator[thresholds.Trials]:
+    """With the model's options put back at the end."""
+    before = for_all.decoder.exit_options
+    yield for_all
+    for_all.decoder.choose(before)
 
 
 # --- one threshold ---------------------------------------------------------------------------------
@@ -83,21 +90,8 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
     assert trials.forced(1.0).forced_exit == 3
 
 
-@contextlib.contextmanager
-def as_it_was(trials: thresholds.Trials) -> Iterator[None]:
-    """The model's options are put back."""
-    before = trials.decoder.exit_options
-    yield
-    trials.decoder.choose(before)
-
-
 def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.Trials, depth: Path, data: Path) -> None:
-    with as_it_was(trials):
-        trials.decoder.choose(replace(trials.decoder.exit_options, exit_temperature="0.8,1.5,2"))
-        check_what_is_observed(trials, depth, data)
-
-
-def check_what_is_observed(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+    trials.decoder.choose(replace(trials.decoder.exit_options, exit_temperature="0.8,1.5,2"))
     scores, wrong = trials.observed()
     alone = [
         loaded(depth, data, exit_policy="fixed", exit_layer=n, exit_temperature="0.8,1.5,2").model for n in (1, 2, 3)
@@ -135,13 +129,13 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
     translator = loaded(depth, data, trained=True)
     texts = lines(data, "de"), lines(data, "en")
     trials = thresholds.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
-    step = calibration.newton_step
+    step = calibration.slope_and_curvature
 
     def without_graph(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert not logits.requires_grad  # sums would keep it: gigabytes
         return step(logits, targets)
 
-    monkeypatch.setattr(calibration, "newton_step", without_graph)
+    monkeypatch.setattr(calibration, "slope_and_curvature", without_graph)
     trials.temper()
     found = trials.decoder.temperatures
     assert found is not None
@@ -162,9 +156,8 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
 
 
 def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: thresholds.Trials) -> None:
-    with as_it_was(trials):
-        trials.temper()
-        assert max(trials.decoder.temperatures) == thresholds.HOTTEST
+    trials.temper()
+    assert max(trials.decoder.temperatures) == thresholds.HOTTEST
 
 
 def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path, data: Path) -> None:
@@ -213,11 +206,6 @@ def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: thresholds.Trial
 def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
     wanted: float, trials: thresholds.Trials
 ) -> None:
-    with as_it_was(trials):
-        check_a_threshold_for_each_block(wanted, trials)
-
-
-def check_a_threshold_for_each_block(wanted: float, trials: thresholds.Trials) -> None:
     dial = thresholds.one_each(trials, 20)
     assert dial(0) == (0.0, 0.0)
     found = thresholds.for_mean_exit(trials, wanted, 20, dial)
@@ -378,6 +366,15 @@ def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.Capt
     assert told[-1].endswith(" --override " + " --override ".join(overrides))
     (line,) = [line for line in told if line.endswith("< chosen")]
     assert line.startswith(given + " ")
+
+
+def test_no_temperatures_are_given_by_null(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--per-exit", "--mean-exit", "2", "--steps", "4", "--beam", "1", "--override", "exit_temperature=null"]
+    assert calibrated(depth, data, *more) == 0
+    name, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert name == "recipes/evaluate.sh"
+    overrides = evaluate.overridden(evaluate.parser().parse_args(words).override)
+    assert len(overrides["exit_temperature"].split(",")) == 3
 
 
 def test_temperatures_that_are_given_stay(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,9 @@ def test_slope_and_curvature_are_autograds(tokens: int, words: int, seed: int) -
     loss = torch.nn.functional.cross_entropy(beta * logits, targets, reduction="sum")
     (slope,) = torch.autograd.grad(loss, beta, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, beta)
-    found = calibration.newton_step(logits, targets)
+    found = calibration.slope_and_curvature(logits, targets)
     torch.testing.assert_close(found, (slope.detach(), curvature), rtol=1e-9, atol=1e-9)
-    single = calibration.newton_step(logits.float(), targets)
+    single = calibration.slope_and_curvature(logits.float(), targets)
     torch.testing.assert_close(single, found, rtol=1e-4, atol=1e-4)
 
 
