@@ -16,7 +16,7 @@ from typing import IO, Any
 from fairseq_host.errors import UserError
 from recipes.placing import digests
 from recipes.reporting import INTERVAL, progress, say
-from recipes.runs import cores
+from recipes.runs import Corpus, cores
 
 LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
 
@@ -36,6 +36,7 @@ class Ingredients:
     leaks: dict[str, int]  # split -> how many of its source sentences occur in the training text
     fingerprint: str
     documents: dict[str, list[str]] = field(default_factory=dict)  # split -> the document of each pair, where known
+    shared: Corpus | None = None  # whose sub-words and dictionaries are used; None: they are learned
 
     @property
     def languages(self) -> tuple[str, str]:
@@ -65,7 +66,7 @@ def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
         "name": corpus.name,
         "source": corpus.languages[0],
         "target": corpus.languages[1],
-        "subwords": subwords,
+        "subwords": subwords if corpus.shared is None else {**subwords, "of": corpus.shared.name},
         "splits": corpus.counts,
         "tests": corpus.tests,
         "leaks": corpus.leaks,
@@ -95,16 +96,19 @@ def _learn_sentencepieces(folder: Path, text: Sides, corpus: Ingredients) -> dic
 
     settings = corpus.settings["subwords"]
     kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
-    say(f"learning {settings['vocab_size']:,} sub-words ({kind})")
+    _say_whence(corpus, f"{settings['vocab_size']:,} sub-words ({kind})")
     models = {}
     for languages in corpus.joint:
-        model = subwords.train(
-            (line for language in languages for line in text["train"][language]),
-            vocab_size=settings["vocab_size"],
-            model=settings["model"],
-            character_coverage=settings["character_coverage"],
-            split_digits=settings["split_digits"],
-        )
+        if corpus.shared is not None:
+            model = corpus.shared.subword_models[languages[0]].read_bytes()
+        else:
+            model = subwords.train(
+                (line for language in languages for line in text["train"][language]),
+                vocab_size=settings["vocab_size"],
+                model=settings["model"],
+                character_coverage=settings["character_coverage"],
+                split_digits=settings["split_digits"],
+            )
         stem = "sentencepiece" if settings["joint"] else f"sentencepiece.{languages[0]}"
         (folder / f"{stem}.model").write_bytes(model)
         encoder = subwords.Encoder(model)
@@ -128,11 +132,14 @@ def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str,
 
     settings = corpus.settings["subwords"]
     threshold = settings["vocabulary_threshold"]
-    say(f"learning {settings['operations']:,} merges ({'joint' if settings['joint'] else 'for each language'})")
+    _say_whence(corpus, f"{settings['operations']:,} merges ({'joint' if settings['joint'] else 'for each language'})")
     models, vocabularies = {}, {}
     for languages in corpus.joint:
-        train = (line for language in languages for line in tokens["train"][language])
-        codes = bpe.learn(train, settings["operations"])
+        if corpus.shared is not None:
+            codes = corpus.shared.subword_models[languages[0]].read_text(encoding="utf-8")
+        else:
+            train = (line for language in languages for line in tokens["train"][language])
+            codes = bpe.learn(train, settings["operations"])
         name = "bpe.codes" if settings["joint"] else f"bpe.{languages[0]}.codes"
         (folder / name).write_text(codes, encoding="utf-8")
         for language in languages:
@@ -140,7 +147,11 @@ def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str,
             merges = bpe.Merges(codes)
             if threshold is not None:
                 vocabularies[language] = f"bpe.{language}.vocab"
-                vocabulary = bpe.vocabulary(map(merges, tokens["train"][language]))
+                if corpus.shared is not None:
+                    known = corpus.shared.folder / corpus.shared.subwords["vocabularies"][language]
+                    vocabulary = known.read_text(encoding="utf-8")
+                else:
+                    vocabulary = bpe.vocabulary(map(merges, tokens["train"][language]))
                 (folder / vocabularies[language]).write_text(vocabulary, encoding="utf-8")
                 merges = bpe.Merges(codes, vocabulary, threshold)
             for split, sides in tokens.items():
@@ -154,6 +165,10 @@ def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str,
         "models": models,
         "vocabularies": vocabularies,
     }
+
+
+def _say_whence(corpus: Ingredients, what: str) -> None:
+    say(f"learning {what}" if corpus.shared is None else f"taking {what} from {corpus.shared.folder}")
 
 
 def _write_pieces(folder: Path, split: str, language: str, pieces: Iterable[str], count: int) -> None:
@@ -175,7 +190,11 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
                "--source-lang", source, "--target-lang", target, "--destdir", "bin",
                "--trainpref", "pieces/train", "--validpref", "pieces/valid", "--testpref", tests]  # fmt: skip
     settings = corpus.settings["subwords"]
-    if settings["joint"] and settings.get("dictionary") != "separate":
+    if corpus.shared is not None:
+        for side, language in (("src", source), ("tgt", target)):
+            shutil.copyfile(corpus.shared.dictionary(language), folder / f"dict.{language}.txt")
+            command += [f"--{side}dict", f"dict.{language}.txt"]
+    elif settings["joint"] and settings.get("dictionary") != "separate":
         command.append("--joined-dictionary")
     say(f"binarising (fairseq-preprocess; its words: {LOG})")
     log = folder / LOG
@@ -207,6 +226,8 @@ def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     # Without times of day, and without fairseq's second copy, the whole folder is the same in every run.
     log.write_text(re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)? \| ", "", words), encoding="utf-8")
     (folder / "bin" / "preprocess.log").unlink(missing_ok=True)
+    for language in corpus.languages:
+        (folder / f"dict.{language}.txt").unlink(missing_ok=True)
     for language in corpus.languages:
         _set_apart(folder / "bin", f"{source}-{target}", language)
 

@@ -13,6 +13,7 @@ from recipes import archives, corpus_files, wit3
 from recipes.corpus_files import Pairs
 from recipes.declarative import RECIPES
 from recipes.placing import digest
+from recipes.runs import Corpus
 
 FORMAT = 1  # raise it when the same inputs and settings come to give other files
 SPLITS = ("train", "valid", "test")
@@ -155,8 +156,8 @@ def _digest(file: Path) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a readable file") from None
 
 
-def fingerprint(corpus: dict[str, Any], found: Input) -> str:
-    """SHA-256 of the raw inputs and of every setting that changes the result."""
+def fingerprint(corpus: dict[str, Any], found: Input, shared: Corpus | None = None) -> str:
+    """SHA-256 of the raw inputs and of every setting that changes the result; `shared` is whose sub-words are used."""
     # The preparation is told by the keys of its blocks.
     used: dict[str, Any] = {key: corpus[key] for key in ("source", "target", "subwords", "clean")}
     if found.reader == "files":
@@ -170,6 +171,9 @@ def fingerprint(corpus: dict[str, Any], found: Input) -> str:
         used["hub"] = {key: value for key, value in corpus["hub"].items() if key != "folder"}
     if corpus["valid"]["every"]:
         used["valid"] = corpus["valid"]
+    if shared is not None:
+        files = {*shared.subword_files, *map(shared.dictionary, shared.languages)}
+        used["subwords"] = {"of": shared.name, "digests": {file.name: digest(file) for file in files}}
     whole = json.dumps([FORMAT, used, found.identities], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -21,7 +21,7 @@ from recipes.corpus_files import Pairs
 from recipes.declarative import FOLDER_NAME, RECIPES, corpus_schema, load_corpus
 from recipes.placing import Place, State, made
 from recipes.reporting import progress, say, warn
-from recipes.runs import Parser
+from recipes.runs import Corpus, Parser, open_corpus
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +62,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--vocab-size", metavar="N", type=int, help="number of sub-words (preparation: sentencepiece)")
     option("--operations", metavar="N", type=int, help="number of merges (preparation: paper)")
     option("--subword-model", metavar="KIND", help="how sentencepiece learns them: bpe or unigram")
+    option(
+        "--subwords-of",
+        metavar="NAME",
+        help="learn none: take the sub-words and dictionaries of the prepared corpus DIR/NAME, so that its models can "
+        "go on with this text",
+    )
     option(
         "--max-length",
         metavar="N",
@@ -123,6 +129,32 @@ def settings_of(options: argparse.Namespace) -> tuple[str, Path, dict[str, Any]]
             raise UserError(f"{where} must name two different columns, the source's and the target's")
         corpus[block]["columns"] = columns
     return name, path, corpus
+
+
+def share(options: argparse.Namespace, path: Path, corpus: dict[str, Any]) -> Corpus | None:
+    """The corpus of --subwords-of, whose settings of sub-words the settings `corpus` take over."""
+    if options.subwords_of is None:
+        return None
+    for name in ("vocab_size", "operations", "subword_model"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: --subwords-of learns no sub-words; leave one of them out")
+    shared = open_corpus(options.subwords_of, options.data)
+    option = f"--subwords-of {options.subwords_of}"
+    if set(shared.languages) != {corpus["source"], corpus["target"]}:
+        raise UserError(
+            f"{option}: has the languages {' and '.join(shared.languages)}, but {path.stem} {corpus['source']} and "
+            f"{corpus['target']}; name a corpus of the same languages"
+        )
+    kind = "subword-nmt" if corpus["preparation"] == "paper" else "sentencepiece"
+    if (found := shared.subwords.get("kind")) != kind:
+        raise UserError(
+            f"{option}: has sub-words of {found}, but {path.stem} is prepared with {kind}; name a corpus prepared alike"
+        )
+    dictionaries = [str(shared.dictionary(language).relative_to(shared.folder)) for language in shared.languages]
+    shared.verify(*dictionaries, *(file.name for file in shared.subword_files))
+    settings = corpus["subwords"]
+    settings |= {key: shared.subwords[key] for key in settings if key in shared.subwords}
+    return shared
 
 
 def _override(corpus: dict[str, Any], option: str, keys: tuple[str, ...], value: Any) -> None:
@@ -284,8 +316,9 @@ def prepare(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     name, path, settings = settings_of(options)
     place = Place(options.data.absolute(), name)
+    shared = share(options, path, settings)
     found = inputs.locate(options, path, settings)
-    fingerprint = inputs.fingerprint(settings, found)
+    fingerprint = inputs.fingerprint(settings, found, shared)
     if up_to_date(place, fingerprint, force=options.force):
         place.tidy()
         return
@@ -303,7 +336,7 @@ def prepare(arguments: list[str] | None = None) -> None:
             raise UserError(f"{path}: {message}; change the seed or the sizes under 'quickstart'")
         warn(message)
 
-    corpus = Ingredients(name, settings, splits, tokens, counts, tests, leaked, fingerprint, documents)
+    corpus = Ingredients(name, settings, splits, tokens, counts, tests, leaked, fingerprint, documents, shared)
     with made(place.data), place.locked() as lock:
         place.recover()
         # Another process may have built it while this one was reading or waiting.

@@ -196,6 +196,10 @@ class Corpus:
     files: dict[str, str]
 
     @property
+    def languages(self) -> tuple[str, str]:
+        return self.source, self.target
+
+    @property
     def bin(self) -> Path:
         """The folder of `fairseq-preprocess`'s output."""
         return self.folder / "bin"
@@ -210,6 +214,10 @@ class Corpus:
         """All that text is cut into pieces by."""
         vocabularies = self.subwords.get("vocabularies", {}).values()
         return {*self.subword_models.values(), *(self.folder / name for name in vocabularies)}
+
+    def dictionary(self, language: str) -> Path:
+        """fairseq's dictionary of a language."""
+        return self.bin / f"dict.{language}.txt"
 
     @property
     def alone(self) -> Path:

@@ -332,6 +332,76 @@ def test_paper_with_sub_words_of_each_language_and_a_threshold(work: Path) -> No
     assert read(corpus / "bin/dict.de.txt") != read(corpus / "bin/dict.en.txt")
 
 
+SHARED = {
+    "joint": (TEXT, FILES, ""),
+    "of each language": (
+        ["mine.yaml", "--name", "toy"],
+        ["mine.yaml", "--train", "half"],
+        "description: mine\nsource: de\ntarget: en\nreader: files\n"
+        "files: {train: text/train, valid: text/dev, test: text/test}\n"
+        "subwords: {vocab_size: 50, joint: false, model: unigram}\n",
+    ),
+    "paper, with a threshold": (
+        ["mine.yaml", "--name", "toy"],
+        ["mine.yaml", "--train", "half"],
+        PAPER.replace("70}", "70, joint: false, lowercase: false, vocabulary_threshold: 15}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
+    """Text that a model goes on with is cut and numbered as the text that it was trained on."""
+    from fairseq.data import Dictionary
+    from fairseq.data.data_utils import load_indexed_dataset
+
+    from recipes import subwords
+
+    first, second, file = SHARED[name]
+    (work / "mine.yaml").write_text(file)
+    halves = [*zip(read(work / "text/train.de"), read(work / "text/train.en"), strict=True)][:90]
+    strange = ("Ein Quiz: 7 × Ω!", "A quiz: 7 × Ω!")  # with letters that the first text does not have
+    write_pairs(work / "half", [*halves, strange])
+    done = prepare(work, *first)
+    assert done.returncode == 0, done.stderr
+    if not file:
+        second = [*second, "--from", "text", "--train", "../half"]
+    second = [*second, "--name", "more", "--subwords-of", "toy"]
+    done = prepare(work, *second)
+    assert done.returncode == 0, done.stderr
+    assert f"from {Path('data/toy')}" in done.stdout.replace(f"{work}/", "")
+    old, new = work / "data/toy", work / "data/more"
+    descriptions = [json.loads((folder / "corpus.json").read_text(encoding="utf-8")) for folder in (old, new)]
+    assert descriptions[1]["subwords"] == descriptions[0]["subwords"] | {"of": "toy"}
+    assert descriptions[1]["splits"]["train"]["read"] == 91
+    assert not (new / "dict.de.txt").exists()
+    for path in (path.relative_to(old) for path in old.rglob("*")):
+        if path.name.startswith(("dict.", "sentencepiece.", "bpe.")):
+            assert (new / path).read_bytes() == (old / path).read_bytes(), path
+    for language in ("de", "en"):
+        known = subwords.load(descriptions[0]["subwords"], old, language)
+        pieces = read(new / f"pieces/train.{language}")
+        assert pieces == [" ".join(known.pieces(line)) for line in read(new / f"text/train.{language}")]
+        dictionary = Dictionary.load(str(old / f"bin/dict.{language}.txt"))
+        binary = load_indexed_dataset(str(new / f"bin/train.de-en.{language}"), dictionary)
+        kept = [
+            " ".join(piece if piece in dictionary.indices else "<unk>" for piece in line.split(" ")) for line in pieces
+        ]
+        assert [dictionary.string(line) for line in binary] == kept
+        assert any("<unk>" in line for line in kept)
+    assert prepare(work, *second).stdout == f"{new} is up to date\n"
+    swapped = prepare(work, *second, "--source", "en", "--target", "fr")
+    assert swapped.stderr.startswith("error: --subwords-of toy: has the languages de and en, but ")
+    (work / "other.yaml").write_text(PAPER if "paper" not in name else SHARED["of each language"][2])
+    other = prepare(work, "other.yaml", "--name", "more", "--subwords-of", "toy")
+    assert "name a corpus prepared alike" in other.stderr
+    smaller = ["--operations", "60"] if "paper" in name else ["--vocab-size", "48"]
+    assert prepare(work, *first, "--force", *smaller).returncode == 0
+    assert "was prepared from other text or with other settings" in prepare(work, *second).stderr
+    (old / "bin/dict.de.txt").write_text("damaged 1\n")
+    assert "data/toy/bin/dict.de.txt: damaged or changed" in prepare(work, *second).stderr
+
+
 def test_quickstart_leaks_nothing(tmp_path: Path) -> None:
     """The generated corpus goes all the way; a leak in it would be an error and not a warning."""
     (tmp_path / "small.yaml").write_text(
@@ -780,6 +850,16 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         yaml(CORPUS.replace("files", "quickstart") + "quickstart: {train: 9000000}\n"),
         ["mine.yaml"],
         ["mine.yaml: the quickstart corpus has at most", "mend the sizes"],
+    ),
+    "sub-words of nothing": (
+        nothing,
+        [*FILES, "--from", "text", "--subwords-of", "toy"],
+        ["data/toy: no prepared corpus"],
+    ),
+    "sub-words taken and learned": (
+        nothing,
+        [*TEXT, "--subwords-of", "toy"],
+        ["--vocab-size: --subwords-of learns no sub-words; leave one of them out"],
     ),
     "foreign folder": (
         foreign,
