@@ -10,7 +10,7 @@ from fairseq_host.errors import UserError
 from recipes import asked, evaluate, runs, tuned
 
 BEAMS = (1, 4, 5, 8)
-LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
+LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 2.5, 3.0)  # each costs only a ranking
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +55,16 @@ def check(arguments: argparse.Namespace) -> None:
 def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The highest BLEU; of equals the smallest beam, then the length penalty nearest to 1, fairseq's default."""
     return max(rows, key=lambda row: (row["bleu"], -row["beam"], -abs(row["lenpen"] - 1), row["lenpen"]))
+
+
+def at_the_edge(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> str | None:
+    """That a length penalty beyond those tried might be better still; None if it is unlikely."""
+    of_beam = {row["lenpen"]: row["bleu"] for row in rows if row["beam"] == chosen["beam"]}
+    if len(set(of_beam.values())) > 1:
+        for name, edge in (("lowest", min(of_beam)), ("highest", max(of_beam))):
+            if chosen["lenpen"] == edge:
+                return f"length penalty {edge:g} is the {name} tried: give --lenpens beyond it"
+    return None
 
 
 def table(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> str:
@@ -115,6 +125,8 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     print()
     print(table(rows, winner))
     print(f"Chosen: beam {winner['beam']}, length penalty {winner['lenpen']:g}. BLEU {scored['signature']}")
+    if note := at_the_edge(rows, winner):
+        print(note)
     print(f"Written to {output}")
     print(call)
     return 0

@@ -232,6 +232,17 @@ def test_of_equals_the_cheapest_is_taken() -> None:
     assert (chosen["beam"], chosen["lenpen"]) == (4, 1.2)
 
 
+@pytest.mark.parametrize(
+    ("bleu", "word"),
+    [((3, 2, 1), "0.5 is the lowest"), ((1, 2, 3), "2 is the highest"), ((1, 3, 2), None), ((2, 2, 2), None)],
+)
+def test_a_length_penalty_at_the_edge_is_told(bleu: tuple[float, ...], word: str | None) -> None:
+    rows = [{"beam": 4, "lenpen": lenpen, "bleu": float(of)} for lenpen, of in zip((0.5, 1.0, 2.0), bleu, strict=True)]
+    rows.append({"beam": 1, "lenpen": 1.0, "bleu": 0.0})
+    note = tune.at_the_edge(rows, tune.best(rows))
+    assert (note is None) if word is None else (note or "").startswith(f"length penalty {word} tried: ")
+
+
 WRONG: dict[str, tuple[str, list[str], list[str]]] = {
     "tuned on the test set": ("tune", ["--split", "test"], ["--split test", "valid only"]),
     "one beam": ("tune", ["--beam", "3"], ["--beam is found here", "--beams"]),
