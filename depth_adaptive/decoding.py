@@ -15,7 +15,8 @@ from depth_adaptive import ops
 from depth_adaptive.halting import Policy
 
 POSITIONS = 16  # that there is room for at first
-# With so few rows a product takes the time of reading the weights, however many rows there are.
+# With so few rows a block takes the time of reading its weights, however many rows there are: all of them go on until
+# the last has left, and what a block makes of the others is not taken. Their keys and values are copied states'.
 FEW_ROWS = 8
 
 
@@ -126,8 +127,12 @@ def step(
     alive: Tensor | None = None  # None: every row
     planned: Tensor | None = None
     logits: Tensor | None = None
+    few = x.size(0) <= FEW_ROWS and not search.eager
     for n in range(1, total + 1):
-        x_alive = _block(decoder, search, n - 1, x if alive is None else x[alive], slots, alive, sentences)
+        computed = None if few else alive
+        x_alive = _block(decoder, search, n - 1, x if computed is None else x[computed], slots, computed, sentences)
+        if alive is not None and few:
+            x_alive = x_alive[alive]
         x = x_alive if alive is None else x.index_copy(0, alive, x_alive)
         if n == total:
             break
@@ -161,8 +166,7 @@ def step(
         if not alive.numel():
             break
     if not search.eager:
-        few = slots.numel() <= FEW_ROWS
-        for upper in range(int(exits.min()) if not few else n, total):
+        for upper in range(n if few else int(exits.min()), total):
             search.complete[upper] = False
     if logits is None:
         logits = decoder.logits_by_exit(x, exits)
@@ -216,20 +220,12 @@ def _attend_to_history(decoder: Any, search: Search, n: int, x: Tensor, slots: T
     """Self-attention of the normalised inputs x (A, D) over each row's history, itself included: (A, D)."""
     attention = decoder.layers[n].self_attn
     d = attention.embed_dim
-    own, inputs = slots, x
-    if alive is not None:
-        own = slots[alive]
-        if slots.numel() <= FEW_ROWS and not search.eager:  # those that have left get theirs on the way
-            left = slots[torch.ones_like(slots, dtype=torch.bool).index_fill_(0, alive, False)]
-            own, inputs = torch.cat([own, left]), torch.cat([x, _copied(decoder, search, n, left)])
-    projected = decoder.products(inputs, attention.k_proj, attention.v_proj, attention.q_proj)  # (A or more, 3D)
-    search.keep(n, own, projected[:, : 2 * d])
+    projected = decoder.products(x, attention.k_proj, attention.v_proj, attention.q_proj)  # (A, 3D)
+    search.keep(n, slots if alive is None else slots[alive], projected[:, : 2 * d])
     assert search.history is not None
     if (missing := search.missing(n, alive)) is not None:
         _fill(decoder, search, n, missing)
-    read = ops.attend(
-        projected[: x.size(0), 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads
-    )
+    read = ops.attend(projected[:, 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads)
     return decoder.products(read, attention.out_proj)
 
 
