@@ -39,7 +39,10 @@ class DepthOptions(FairseqDataclass):
     """The exits, their training, and how the exit of a token is chosen in decoding."""
 
     exit_projections: ChoiceEnum(PROJECTIONS) = field(  # type: ignore[valid-type]
-        default="shared", metadata={"help": "output projection of the exits: the last block's for all, or one for each"}
+        default="shared",
+        metadata={
+            "help": "output projection of the exits: the last block's for all, or one for each, tied to no embedding"
+        },
     )
     exit_training: ChoiceEnum(TRAININGS) = field(  # type: ignore[valid-type]
         default="aligned",

@@ -41,8 +41,8 @@ def cut(weights: dict[str, Tensor], args: argparse.Namespace, n: int) -> tuple[d
         for name, value in weights.items():
             if name.startswith(source):
                 kept[target + name.removeprefix(source)] = value
-    if n < layers and options_of(args).exit_projections == "separate":
-        # The projection is not the embedding any more; encoder and decoder each have theirs, of the same values.
+    if options_of(args).exit_projections == "separate":
+        # The projection is not the embedding; encoder and decoder each have theirs, of the same values.
         args.share_all_embeddings = args.share_decoder_input_output_embed = False
     for field in fields(DepthOptions):
         vars(args).pop(field.name, None)

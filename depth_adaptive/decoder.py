@@ -103,12 +103,12 @@ class Decoder(TransformerDecoder):
         # Where blocks normalise their outputs, an exit has nothing to add.
         norms = [LayerNorm(self.embed_dim) for _ in range(exits - 1)] if self.layer_norm is not None else []
         self.exit_norms = nn.ModuleList(norms)
-        separate = options.exit_projections == "separate"
         self.exit_projections = nn.ModuleList()
-        for _ in range(exits - 1 if separate else 0):
-            projection = nn.Linear(self.output_embed_dim, len(dictionary), bias=False)
-            nn.init.normal_(projection.weight, mean=0, std=self.output_embed_dim**-0.5)
-            self.exit_projections.append(projection)
+        if options.exit_projections == "separate":
+            self.exit_projections.extend(self._classifier(dictionary) for _ in range(exits - 1))
+            if self.share_input_output_embed:
+                # What an embedding is as the input of every exit outweighs what it would be as one exit's classifier.
+                self.output_projection = self._classifier(dictionary)
         self.halting = build_halting(
             options.halting, decoder_dim=self.embed_dim, encoder_dim=self.cfg.encoder.embed_dim, exits=exits
         )
@@ -118,6 +118,11 @@ class Decoder(TransformerDecoder):
         self.products = Products()
         for n, layer in enumerate(self.layers, start=1):
             BlockHooks(self, n).attach(layer)
+
+    def _classifier(self, dictionary: Any) -> nn.Linear:
+        projection = nn.Linear(self.output_embed_dim, len(dictionary), bias=False)
+        nn.init.normal_(projection.weight, mean=0, std=self.output_embed_dim**-0.5)
+        return projection
 
     def train(self, mode: bool = True) -> "Decoder":
         """The host's. Weights that training changes are not to be found in copies later."""

@@ -325,8 +325,25 @@ def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) 
     model.load_state_dict(state, strict=True)
     torch.testing.assert_close(run(model)[0], run(plain)[0])
     assert len(model.decoder.exit_projections) == (LAYERS - 1 if options.get("exit_projections") == "separate" else 0)
-    for projection in model.decoder.exit_projections:
+    for projection in [*model.decoder.exit_projections, model.decoder.output_projection]:
         assert torch.equal(projection.weight, plain.decoder.output_projection.weight)
+
+
+@pytest.mark.parametrize("tied", ["share_decoder_input_output_embed", "share_all_embeddings"])
+def test_classifiers_of_their_own_are_no_embeddings(tied: str) -> None:
+    """The last exit's neither: embeddings share what fairseq's options say, and learn from inputs alone."""
+    options: dict[str, Any] = {tied: True, "encoder_embed_dim": 16, "exit_policy": "full"}
+    model = built(**options, exit_projections="separate")
+    decoder = model.decoder
+    assert (model.encoder.embed_tokens is decoder.embed_tokens) == (tied == "share_all_embeddings")
+    weights = [decoder.exit_projection(n).weight for n in range(1, LAYERS + 1)]
+    assert len({weight.data_ptr() for weight in [*weights, decoder.embed_tokens.weight]}) == LAYERS + 1
+    run(model)[0].sum().backward()
+    rows = decoder.embed_tokens.weight.grad.abs().sum(1)
+    assert (rows == 0).any()
+    assert not (weights[-1].grad == 0).all(1).any()  # a classifier has a gradient for every word
+    shared = built(**options)
+    assert shared.decoder.output_projection.weight is shared.decoder.embed_tokens.weight
 
 
 # Encoder and decoder are as wide, so that the shapes of a sequence halting's weights are those of a token halting's.
