@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -57,16 +58,18 @@ def build(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:
     for split, documents in corpus.documents.items():
         _write_lines(folder / "text" / f"{split}.docs", documents)
     if corpus.tokens is None:
-        subwords, packages = _learn_sentencepieces(folder, text, corpus), ["sentencepiece"]
+        lines, learn, packages = text, _learn_sentencepieces, ["sentencepiece"]
     else:
-        tokens = _write_sides(folder / "tokens", corpus.tokens, corpus.languages)
-        subwords, packages = _learn_merges(folder, tokens, corpus), ["regex", "sacremoses", "subword-nmt"]
+        lines = _write_sides(folder / "tokens", corpus.tokens, corpus.languages)
+        learn, packages = _learn_merges, ["regex", "sacremoses", "subword-nmt"]
+    subwords = learn(folder, lines, corpus) if corpus.shared is None else _take_subwords(folder, corpus.shared)
+    _write_pieces(folder, lines, subwords)
     _binarise(folder, corpus, lock)
     description = {
         "name": corpus.name,
         "source": corpus.languages[0],
         "target": corpus.languages[1],
-        "subwords": subwords if corpus.shared is None else {**subwords, "of": corpus.shared.name},
+        "subwords": subwords,
         "splits": corpus.counts,
         "tests": corpus.tests,
         "leaks": corpus.leaks,
@@ -90,33 +93,26 @@ def _write_sides(folder: Path, splits: Splits, languages: tuple[str, str]) -> Si
     return sides
 
 
-def _learn_sentencepieces(folder: Path, text: Sides, corpus: Ingredients) -> dict[str, Any]:
-    """Learn sentencepiece models and write pieces/; returns the block "subwords" of corpus.json."""
+def _learn_sentencepieces(folder: Path, lines: Sides, corpus: Ingredients) -> dict[str, Any]:
+    """Learn sentencepiece models; returns the block "subwords" of corpus.json."""
     from recipes import subwords  # sentencepiece is loaded only when the inputs have been found good
 
     settings = corpus.settings["subwords"]
     kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
-    _say_whence(corpus, f"{settings['vocab_size']:,} sub-words ({kind})")
-    models = {}
+    say(f"learning {settings['vocab_size']:,} sub-words ({kind})")
+    models: dict[str, str] = {}
     for languages in corpus.joint:
-        if corpus.shared is not None:
-            model = corpus.shared.subword_models[languages[0]].read_bytes()
-        else:
-            model = subwords.train(
-                (line for language in languages for line in text["train"][language]),
-                vocab_size=settings["vocab_size"],
-                model=settings["model"],
-                character_coverage=settings["character_coverage"],
-                split_digits=settings["split_digits"],
-            )
+        model = subwords.train(
+            (line for language in languages for line in lines["train"][language]),
+            vocab_size=settings["vocab_size"],
+            model=settings["model"],
+            character_coverage=settings["character_coverage"],
+            split_digits=settings["split_digits"],
+        )
         stem = "sentencepiece" if settings["joint"] else f"sentencepiece.{languages[0]}"
         (folder / f"{stem}.model").write_bytes(model)
-        encoder = subwords.Encoder(model)
-        (folder / f"{stem}.vocab").write_text(encoder.vocabulary(), encoding="utf-8")
-        for language in languages:
-            models[language] = f"{stem}.model"
-            for split, sides in text.items():
-                _write_pieces(folder, split, language, encoder(sides[language]), len(sides[language]))
+        (folder / f"{stem}.vocab").write_text(subwords.Encoder(model).vocabulary(), encoding="utf-8")
+        models |= dict.fromkeys(languages, f"{stem}.model")
     return {
         "kind": "sentencepiece",
         "model": settings["model"],
@@ -126,36 +122,25 @@ def _learn_sentencepieces(folder: Path, text: Sides, corpus: Ingredients) -> dic
     }
 
 
-def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str, Any]:
-    """Learn byte-pair merges and write pieces/; returns the block "subwords" of corpus.json."""
+def _learn_merges(folder: Path, lines: Sides, corpus: Ingredients) -> dict[str, Any]:
+    """Learn byte-pair merges of tokens; returns the block "subwords" of corpus.json."""
     from recipes import bpe
 
     settings = corpus.settings["subwords"]
     threshold = settings["vocabulary_threshold"]
-    _say_whence(corpus, f"{settings['operations']:,} merges ({'joint' if settings['joint'] else 'for each language'})")
-    models, vocabularies = {}, {}
+    say(f"learning {settings['operations']:,} merges ({'joint' if settings['joint'] else 'for each language'})")
+    models: dict[str, str] = {}
+    vocabularies: dict[str, str] = {}
     for languages in corpus.joint:
-        if corpus.shared is not None:
-            codes = corpus.shared.subword_models[languages[0]].read_text(encoding="utf-8")
-        else:
-            train = (line for language in languages for line in tokens["train"][language])
-            codes = bpe.learn(train, settings["operations"])
+        train = (line for language in languages for line in lines["train"][language])
+        codes = bpe.learn(train, settings["operations"])
         name = "bpe.codes" if settings["joint"] else f"bpe.{languages[0]}.codes"
         (folder / name).write_text(codes, encoding="utf-8")
-        for language in languages:
-            models[language] = name
-            merges = bpe.Merges(codes)
-            if threshold is not None:
-                vocabularies[language] = f"bpe.{language}.vocab"
-                if corpus.shared is not None:
-                    known = corpus.shared.folder / corpus.shared.subwords["vocabularies"][language]
-                    vocabulary = known.read_text(encoding="utf-8")
-                else:
-                    vocabulary = bpe.vocabulary(map(merges, tokens["train"][language]))
-                (folder / vocabularies[language]).write_text(vocabulary, encoding="utf-8")
-                merges = bpe.Merges(codes, vocabulary, threshold)
-            for split, sides in tokens.items():
-                _write_pieces(folder, split, language, map(merges, sides[language]), len(sides[language]))
+        models |= dict.fromkeys(languages, name)
+        for language in languages if threshold is not None else ():
+            vocabularies[language] = f"bpe.{language}.vocab"
+            vocabulary = bpe.vocabulary(map(bpe.Merges(codes), lines["train"][language]))
+            (folder / vocabularies[language]).write_text(vocabulary, encoding="utf-8")
     return {
         "kind": "subword-nmt",
         "operations": settings["operations"],
@@ -167,13 +152,29 @@ def _learn_merges(folder: Path, tokens: Sides, corpus: Ingredients) -> dict[str,
     }
 
 
-def _say_whence(corpus: Ingredients, what: str) -> None:
-    say(f"learning {what}" if corpus.shared is None else f"taking {what} from {corpus.shared.folder}")
+def _take_subwords(folder: Path, shared: Corpus) -> dict[str, Any]:
+    """Copy the sub-words of `shared`; returns the block "subwords" of corpus.json."""
+    say(f"taking the sub-words of {shared.folder}")
+    for path in shared.subword_files:
+        shutil.copyfile(path, folder / path.name)
+        if (readable := path.with_suffix(".vocab")).is_file():
+            shutil.copyfile(readable, folder / readable.name)
+    return {**shared.subwords, "of": shared.name}
 
 
-def _write_pieces(folder: Path, split: str, language: str, pieces: Iterable[str], count: int) -> None:
-    label = f"pieces of {split}.{language}"
-    _write_lines(folder / "pieces" / f"{split}.{language}", progress(pieces, label, count))
+def _write_pieces(folder: Path, lines: Sides, block: dict[str, Any]) -> None:
+    """folder/pieces, by the sub-words in `folder` that the `block` "subwords" of corpus.json tells."""
+    from recipes import subwords
+
+    for language in block["models"]:
+        cut: Callable[[list[str]], Iterable[str]]
+        if block["kind"] == "sentencepiece":
+            cut = subwords.Encoder((folder / block["models"][language]).read_bytes())
+        else:  # the lines are tokens already
+            cut = partial(map, subwords.merges(block, folder, language))
+        for split, sides in lines.items():
+            pieces = progress(cut(sides[language]), f"pieces of {split}.{language}", len(sides[language]))
+            _write_lines(folder / "pieces" / f"{split}.{language}", pieces)
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

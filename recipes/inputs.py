@@ -173,7 +173,8 @@ def fingerprint(corpus: dict[str, Any], found: Input, shared: Corpus | None = No
         used["valid"] = corpus["valid"]
     if shared is not None:
         files = {*shared.subword_files, *map(shared.dictionary, shared.languages)}
-        used["subwords"] = {"of": shared.name, "digests": {file.name: digest(file) for file in files}}
+        digests = {file.name: digest(file) for file in files}
+        used["subwords"] = {**shared.subwords, "of": shared.name, "digests": digests}
     whole = json.dumps([FORMAT, used, found.identities], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 

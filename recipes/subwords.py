@@ -11,12 +11,15 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sentencepiece
 
 from fairseq_host.errors import UserError
 from recipes.cleaning import REPLACED, SPACES
+
+if TYPE_CHECKING:
+    from recipes.bpe import Merges
 
 # The result of `unigram` depends on how many threads share the work: the same number on every machine.
 THREADS = 4
@@ -91,16 +94,21 @@ class Subwords(Protocol):
 
 def load(block: Mapping[str, Any], folder: Path, language: str) -> Subwords:
     """What the `block` "subwords" of corpus.json in `folder` says of `language`."""
-    model = (folder / block["models"][language]).read_bytes()
     if block["kind"] == "sentencepiece":
-        return Encoder(model)
-    from recipes.bpe import Merges
+        return Encoder((folder / block["models"][language]).read_bytes())
     from recipes.paper import MosesBpe
 
+    return MosesBpe(language, merges(block, folder, language), lowercase=block["lowercase"])
+
+
+def merges(block: Mapping[str, Any], folder: Path, language: str) -> "Merges":
+    """Those of subword-nmt, which cut tokens, that the `block` "subwords" of corpus.json in `folder` tells."""
+    from recipes.bpe import Merges
+
+    codes = (folder / block["models"][language]).read_text(encoding="utf-8")
     known = block["vocabularies"].get(language)
     vocabulary = None if known is None else (folder / known).read_text(encoding="utf-8")
-    merges = Merges(model.decode(), vocabulary, block["vocabulary_threshold"])
-    return MosesBpe(language, merges, lowercase=block["lowercase"])
+    return Merges(codes, vocabulary, block["vocabulary_threshold"])
 
 
 class Encoder:
