@@ -33,6 +33,13 @@ class DepthAdaptiveCriterionConfig(FairseqDataclass):
             "mixed training has none"
         },
     )
+    exit_distillation: float = field(
+        default=0.0,
+        metadata={
+            "help": "of all exits but the last, the part of the target that is the last exit's distribution instead of "
+            "the right word, in aligned training"
+        },
+    )
     halting_weight: float = field(default=1.0, metadata={"help": "weight alpha of the halting's loss"})
     halting_oracle: ChoiceEnum(ORACLES) = field(  # type: ignore[valid-type]
         default="correctness", metadata={"help": "the exit to learn has the best likelihood, or the right word"}
@@ -62,6 +69,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         task: Any,
         label_smoothing: float,
         exit_weighting: str,
+        exit_distillation: float,
         halting_weight: float,
         halting_oracle: str,
         halting_penalty: float,
@@ -71,6 +79,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         super().__init__(task)
         for name, value, high in (
             ("label-smoothing", label_smoothing, 1.0),
+            ("exit-distillation", exit_distillation, 1.0),
             ("halting-weight", halting_weight, math.inf),
             ("halting-penalty", halting_penalty, math.inf),
             ("halting-smoothing", halting_smoothing, math.inf),
@@ -80,6 +89,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
                 raise UserError(f"--{name} must be {rule}, given {value:g}")
         self.smoothing = label_smoothing
         self.weighting = exit_weighting
+        self.distillation = exit_distillation
         self.halting_weight = halting_weight
         self.oracle = halting_oracle
         self.penalty = halting_penalty
@@ -91,6 +101,11 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         decoder = getattr(model, "decoder", None)  # the host's wrappers for several processes hand it through
         if not isinstance(decoder, Decoder):
             raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
+        if self.distillation > 0 and decoder.exit_options.exit_training == "mixed":
+            raise UserError(
+                f"--exit-distillation {self.distillation:g} needs every exit on every token: leave it out, or give "
+                "--exit-training aligned"
+            )
         kind = "none" if decoder.halting is None else decoder.halting.kind
         if self.sigma > 0 and kind not in ("token", "geometric"):
             raise UserError(
@@ -134,14 +149,16 @@ class DepthAdaptiveCriterion(FairseqCriterion):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Aligned training (equation 4): the loss, and of each exit and token the log-likelihood and whether it is
         right, (N, B, T), 0 at padding."""
-        weights = exit_weights(self.weighting, len(states))
-        losses, likelihoods, corrects = [], [], []
-        for n, (weight, state) in enumerate(zip(weights, states, strict=True), start=1):
-            loss, likelihood, correct = self.cross_entropy(decoder, n, state[real], target[real])
-            losses.append(weight * loss)
-            likelihoods.append(torch.zeros_like(real, dtype=likelihood.dtype).masked_scatter(real, likelihood))
-            corrects.append(torch.zeros_like(real).masked_scatter(real, correct))
-        return torch.stack(losses).sum(), torch.stack(likelihoods), torch.stack(corrects)
+        losses, likelihoods, correct = self.cross_entropy(
+            decoder, {n: state[real] for n, state in enumerate(states, start=1)}, target[real]
+        )
+        weights = losses.new_tensor(exit_weights(self.weighting, len(states)))
+        shape = (len(states), *real.shape)
+        return (
+            (weights * losses).sum(),
+            likelihoods.new_zeros(shape).masked_scatter(real, likelihoods),
+            correct.new_zeros(shape).masked_scatter(real, correct),
+        )
 
     def sampled_exits(
         self, decoder: Decoder, exits: Tensor, states: list[Tensor], target: Tensor, real: Tensor
@@ -152,20 +169,28 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         for n, state in enumerate(states, start=1):
             chosen = real & (exits == n)
             # Not a copy of it from above, whose gradient is scaled there.
-            loss, likelihood, correct = self.cross_entropy(decoder, n, state[chosen], target[chosen])
-            losses.append(loss)
+            loss, likelihood, correct = self.cross_entropy(decoder, {n: state[chosen]}, target[chosen])
+            losses.append(loss.sum())
             counts.append(Count(-likelihood.sum(), correct.sum(), likelihood.numel()))
         return torch.stack(losses).sum(), counts
 
-    def cross_entropy(self, decoder: Decoder, n: int, states: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of exit n for block outputs (M, D) and targets (M,); the gradient scaled as appendix A has it."""
-        weight = decoder.exit_projection(n).weight
-        loss, likelihood, correct = linear_cross_entropy(
-            decoder.exit_features(n, states), weight, target, smoothing=self.smoothing
+    def cross_entropy(
+        self, decoder: Decoder, states: dict[int, Tensor], target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What :func:`linear_cross_entropy` returns of block outputs (M, D) by the number of the exit and targets (M,).
+
+        The gradients are scaled as appendix A has it.
+        """
+        losses, likelihoods, correct = linear_cross_entropy(
+            [decoder.exit_features(n, state) for n, state in states.items()],
+            [decoder.exit_projection(n).weight for n in states],
+            target,
+            smoothing=self.smoothing,
+            distillation=self.distillation,
         )
         if decoder.gradient_scales is not None and decoder.training:
-            loss = scale_gradient(loss, decoder.gradient_scales[n - 1])
-        return loss, likelihood, correct
+            losses = scale_gradient(losses, losses.new_tensor([decoder.gradient_scales[n - 1] for n in states]))
+        return losses, likelihoods, correct
 
     def halting(
         self, decoder: Decoder, extra: dict[str, Any], likelihoods: Tensor, correct: Tensor, real: Tensor

@@ -1,9 +1,10 @@
 """Losses over exits: weights of the exits, and cross-entropy that never holds all logits at once.
 
-Axes: M tokens (any that are flattened), D dimension of the features, V vocabulary.
+Axes: N exits, M tokens (any that are flattened), D dimension of the features, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,72 +31,100 @@ def exit_weights(kind: str, exits: int) -> list[float]:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are formed in the forward pass, chunk by chunk, so that no logits outlive their chunk."""
+    """The gradients are formed in the forward pass, chunk by chunk, so that no logits outlive their chunk.
+
+    The gradient of exit n's smoothed cross-entropy in its logits z_n is s_n = softmax(z_n) - target. With a part of
+    the target replaced by softmax(z_N), held fixed, the gradient is s_n - part * s_N, and the loss that cross-entropy
+    minus part * s_N·z_n: of the last exit, nothing but s_N is needed.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, smoothing: float, training: bool
+        ctx: Any, targets: Tensor, smoothing: float, distillation: float, training: bool, *inputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        m, v = features.size(0), weight.size(0)
+        exits, m = len(inputs) // 2, targets.size(0)
+        features, weights = inputs[:exits], inputs[exits:]
+        v = weights[0].size(0)
         spread = smoothing / (v - 1)
         kept = 1.0 - smoothing - spread  # fairseq's label_smoothed_nll_loss
-        exact = torch.promote_types(features.dtype, torch.float32)
-        likelihood = features.new_empty(m, dtype=exact)
-        correct = torch.empty(m, dtype=torch.bool, device=features.device)
-        loss = features.new_zeros((), dtype=exact)
-        wanted = [training and needed for needed in ctx.needs_input_grad[:2]]
-        d_features = torch.empty_like(features) if wanted[0] else None
-        d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None
-        rows = max(1, CHUNK // v)
+        exact = torch.promote_types(features[0].dtype, torch.float32)
+        loss = features[0].new_zeros(exits, dtype=exact)
+        likelihood = features[0].new_empty(exits, m, dtype=exact)
+        correct = torch.empty(exits, m, dtype=torch.bool, device=targets.device)
+        wanted = [training and needed for needed in ctx.needs_input_grad[4:]]
+        gradients = [
+            torch.zeros_like(x, dtype=exact if n >= exits else None) if needed else None
+            for n, (x, needed) in enumerate(zip(inputs, wanted, strict=True))
+        ]
+        held = 2 if distillation > 0 and exits > 1 else 1
+        rows = max(1, CHUNK // (held * v))
         for begin in range(0, m, rows):
             part = slice(begin, begin + rows)
-            logits = features[part] @ weight.t()  # (rows, V), and then their gradient
-            likelihood[part], total, correct[part] = cross_entropy_(
-                logits, targets[part], kept=kept, spread=spread, gradient=any(wanted)
-            )
-            loss -= kept * likelihood[part].sum() + spread * total.sum()
-            if d_features is not None:
-                d_features[part] = logits @ weight
-            if d_weight is not None:
-                d_weight += (logits.t() @ features[part]).to(exact)
-        ctx.save_for_backward(d_features, None if d_weight is None else d_weight.to(weight.dtype))
+            last = None  # s_N, once the last exit has been there
+            for n in reversed(range(exits)):
+                d_features, d_weight = gradients[n], gradients[exits + n]
+                needed = d_features is not None or d_weight is not None
+                logits = features[n][part] @ weights[n].t()  # (rows, V), and then their gradient
+                if last is not None:
+                    loss[n] -= distillation * (last * logits).sum(dtype=exact)
+                likelihood[n, part], total, correct[n, part] = cross_entropy_(
+                    logits,
+                    targets[part],
+                    kept=kept,
+                    spread=spread,
+                    gradient=needed or (held == 2 and last is None),
+                )
+                loss[n] -= kept * likelihood[n, part].sum() + spread * total.sum()
+                if last is not None and needed:
+                    logits.sub_(last, alpha=distillation)
+                if last is None and held == 2:
+                    last = logits
+                if d_features is not None:
+                    d_features[part] = logits @ weights[n]
+                if d_weight is not None:
+                    d_weight += (logits.t() @ features[n][part]).to(exact)
+        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)))
         ctx.mark_non_differentiable(likelihood, correct)
         return loss, likelihood, correct
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        d_features, d_weight = ctx.saved_tensors
-        return (
-            None if d_features is None else d_features * d_loss.to(d_features.dtype),
-            None if d_weight is None else d_weight * d_loss.to(d_weight.dtype),
-            None,
-            None,
-            None,
-        )
+        gradients = ctx.saved_tensors
+        exits = d_loss.size(0)
+        scaled = [None if g is None else g * d_loss[n % exits].to(g.dtype) for n, g in enumerate(gradients)]
+        return (None, None, None, None, *scaled)
 
 
 def linear_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, *, smoothing: float = 0.0
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    targets: Tensor,
+    *,
+    smoothing: float = 0.0,
+    distillation: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of softmax(features @ weight.T), as fairseq smooths labels, summed over tokens.
+    """Cross-entropies of softmax(features @ weight.T) of each exit, as fairseq smooths labels, summed over tokens.
 
     Args:
-        features: (M, D).
-        weight: (V, D).
+        features: (M, D) of each of N exits.
+        weights: (V, D) of each; a tensor may be there several times.
         targets: (M,) int64.
         smoothing: weight that is spread over all other words.
+        distillation: of every exit but the last, the part of the (smoothed) target that the last exit's distribution
+            takes, through which no gradient goes.
 
     Returns:
-        The loss (), differentiable in ``features`` and ``weight``; the log-likelihoods (M,) in float32 or
-        better and whether the target is the most likely word (M,), both without gradient.
+        The losses (N,), differentiable in ``features`` and ``weights``; the log-likelihoods (N, M) in float32 or
+        better and whether the target is the most likely word (N, M), both without gradient.
     """
     # Only here is it known whether gradients are recorded.
-    return _LinearCrossEntropy.apply(features, weight, targets, smoothing, torch.is_grad_enabled())
+    training = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(targets, smoothing, distillation, training, *features, *weights)
 
 
 class _Scale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
@@ -104,8 +133,8 @@ class _Scale(torch.autograd.Function):
         return d_x * ctx.factor, None
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x``, whose gradient is multiplied by ``factor``: SCALE of algorithm 1 (appendix A)."""
+def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
+    """``x``, its gradient multiplied by ``factor``, one or one for each element: SCALE of algorithm 1 (appendix A)."""
     return _Scale.apply(x, factor)
 
 

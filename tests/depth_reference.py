@@ -97,10 +97,15 @@ def log_probabilities(model: Any, n: int, state: Tensor) -> Tensor:
     return scores - scores.exp().sum().log()
 
 
-def word_loss(lprobs: Tensor, word: int, smoothing: float) -> Tensor:
-    """Minus the log-likelihood; with smoothing, the host's: the mass is spread over all other words."""
+def word_loss(
+    lprobs: Tensor, word: int, smoothing: float, distillation: float = 0.0, last: Tensor | None = None
+) -> Tensor:
+    """Minus the log-likelihood; with smoothing, the host's: the mass is spread over all other words. With distillation,
+    a part of the target is what the last exit says, whose log-probabilities are ``last`` (V,)."""
     weights = torch.full_like(lprobs, smoothing / (len(lprobs) - 1))
     weights[word] = 1 - smoothing
+    if last is not None:
+        weights = (1 - distillation) * weights + distillation * last.detach().exp()
     return -(weights @ lprobs)
 
 
@@ -160,6 +165,7 @@ def loss(
     sigma: float,
     scale: float | None = None,
     sampled: list[list[list[int]]] | None = None,
+    distillation: float = 0.0,
 ) -> Loss:
     """Equation 7 for a batch.
 
@@ -169,6 +175,7 @@ def loss(
         words: the words to predict.
         sampled: in mixed training (equation 5), M times the exit of each token of each sentence; else all exits
             count on each token (equation 4), by ``weighting``.
+        distillation: part of the target that is the last exit's distribution.
     """
     zero = torch.zeros((), dtype=torch.float64)
     count = len(model.decoder.layers)
@@ -189,6 +196,7 @@ def loss(
         scores = []
         for t, word in enumerate(words[b]):
             scores.append([0.0] * count)
+            last = log_probabilities(model, count, outputs[count - 1][t])
             for n in range(1, count + 1):
                 lprobs = scaled(log_probabilities(model, n, outputs[n - 1][t]), gamma[n - 1])
                 likelihood = lprobs[word].item()
@@ -197,7 +205,9 @@ def loss(
                 result.nll[n - 1] -= likelihood
                 if sampled is None:
                     weight = omega[n - 1] / sum(omega)
-                    result.exits = result.exits + weight * word_loss(lprobs, word, label_smoothing)
+                    result.exits = result.exits + weight * word_loss(
+                        lprobs, word, label_smoothing, distillation, last if n < count else None
+                    )
         if halting != "none":
             result.oracle.append(oracle(halting, scores, penalty, sigma))
             for t, n in enumerate(result.oracle[-1]):

@@ -36,8 +36,8 @@ POLICIES = {
 
 def criterion(**options: Any) -> DepthAdaptiveCriterion:
     defaults = dict(
-        label_smoothing=0.1, exit_weighting="uniform", halting_weight=0.5, halting_oracle="correctness",
-        halting_penalty=0.1, halting_smoothing=0.0, sentence_avg=False,
+        label_smoothing=0.1, exit_weighting="uniform", exit_distillation=0.0, halting_weight=0.5,
+        halting_oracle="correctness", halting_penalty=0.1, halting_smoothing=0.0, sentence_avg=False,
     )  # fmt: skip
     return DepthAdaptiveCriterion(task(), **(defaults | options))
 
@@ -47,7 +47,9 @@ def sample() -> dict[str, Any]:
     return {"net_input": inputs, "target": GOLD, "ntokens": int((GOLD != 1).sum())}
 
 
-def by_loops(model: Any, training: str, learnt: tuple[str, str, float], scale: float | None = None) -> reference.Loss:
+def by_loops(
+    model: Any, training: str, learnt: tuple[str, str, float], scale: float | None = None, distillation: float = 0.0
+) -> reference.Loss:
     """The reference's loss of :func:`sample`, of the exits that the model draws next in mixed training."""
     sampled = None
     if training == "mixed":
@@ -70,6 +72,7 @@ def by_loops(model: Any, training: str, learnt: tuple[str, str, float], scale: f
         sigma=sigma,
         scale=scale,
         sampled=sampled,
+        distillation=distillation,
     )
 
 
@@ -160,6 +163,30 @@ def test_every_network(options: dict[str, Any], training: str, scale: float | No
     assert_same_gradients(model, loss, expected.total)
 
 
+@pytest.mark.parametrize("projections", ["shared", "separate"])
+@pytest.mark.parametrize("weighting", ["uniform", "inverse"])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_exits_learn_from_the_last(projections: str, weighting: str, scale: float | None) -> None:
+    """The target of a lower exit is in part the last one's distribution, through which no gradient goes."""
+    learnt = ("geometric", "likelihood", 0.5)
+    model = model_of(weighting, "geometric", exit_projections=projections, exit_gradient_scale=scale)
+    expected = by_loops(model, weighting, learnt, scale, distillation=0.4)
+    judging = criterion(
+        exit_weighting=weighting, exit_distillation=0.4, halting_oracle="likelihood", halting_smoothing=0.5
+    )
+    loss, _, _ = judging(model, sample())
+    assert abs(loss - by_loops(model, weighting, learnt, scale).total) > 1e-3
+    torch.testing.assert_close(loss, expected.total, rtol=1e-10, atol=0)
+    assert_same_gradients(model, loss, expected.total)
+    with torch.no_grad():
+        torch.testing.assert_close(judging(model, sample())[0], expected.total.detach(), rtol=1e-10, atol=0)
+
+
+def test_distillation_needs_every_exit() -> None:
+    with pytest.raises(UserError, match=r"--exit-distillation 0.4 needs every exit on every token: leave it out"):
+        criterion(exit_distillation=0.4)(model_of("mixed", "none"), sample())
+
+
 def test_scaled_gradients_by_hand() -> None:
     """Block m's share of exit n's gradient is gamma_n / (gamma_{m+1} ... gamma_n), its own projection's gamma_n."""
     gammas = [0.5 * (LAYERS - n + 1) for n in range(1, LAYERS + 1)]
@@ -169,9 +196,9 @@ def test_scaled_gradients_by_hand() -> None:
         for model in (scaled, plain):
             _, extra = model(**sample()["net_input"], features_only=True)
             states = extra["exit_states"][n - 1][GOLD != 1]
-            loss, _, _ = criterion().cross_entropy(model.decoder, n, states, GOLD[GOLD != 1])
+            losses, _, _ = criterion().cross_entropy(model.decoder, {n: states}, GOLD[GOLD != 1])
             blocks = [layer.fc1.weight for layer in model.decoder.layers[:n]]
-            gradients.append(torch.autograd.grad(loss, [model.decoder.exit_projection(n).weight, *blocks]))
+            gradients.append(torch.autograd.grad(losses[0], [model.decoder.exit_projection(n).weight, *blocks]))
         factors = [gammas[n - 1]]
         for m in range(1, n + 1):
             factors.append(gammas[n - 1])
@@ -230,6 +257,8 @@ def test_the_sample_size_is_that_of_sentence_avg() -> None:
     ("options", "message"),
     [
         (dict(label_smoothing=1.0), "--label-smoothing must be at least 0 and below 1"),
+        (dict(exit_distillation=1.0), "--exit-distillation must be at least 0 and below 1"),
+        (dict(exit_distillation=-0.1), "--exit-distillation must be at least 0 and below 1"),
         (dict(halting_weight=-1.0), "--halting-weight must be at least 0"),
         (dict(halting_penalty=float("nan")), "--halting-penalty must be at least 0"),
         (dict(halting_smoothing=-0.1), "--halting-smoothing must be at least 0"),

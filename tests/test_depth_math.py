@@ -98,6 +98,12 @@ def test_wrong_policies(build: object, message: str) -> None:
         build()
 
 
+def smoothed_targets(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """(M, V), as the host smooths: the mass is spread over all other words."""
+    spread = torch.full((targets.size(0), V), smoothing / (V - 1), dtype=torch.float64)
+    return spread.scatter(1, targets[:, None], 1 - smoothing)
+
+
 @pytest.mark.parametrize("chunk", [1, 3 * V, 2**24])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +114,9 @@ def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeyp
     targets = torch.randint(V, (7,))
     lprobs = (features @ weight.t()).log_softmax(-1)
     expected, _ = label_smoothed_nll_loss(lprobs, targets[:, None], smoothing)
-    found, likelihood, correct = losses.linear_cross_entropy(features, weight, targets, smoothing=smoothing)
+    (found,), (likelihood,), (correct,) = losses.linear_cross_entropy(
+        [features], [weight], targets, smoothing=smoothing
+    )
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(likelihood, lprobs[range(7), targets].detach())
     assert torch.equal(correct, lprobs.argmax(1) == targets)
@@ -117,14 +125,46 @@ def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeyp
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
     torch.autograd.gradcheck(
-        lambda f, w: losses.linear_cross_entropy(f, w, targets, smoothing=smoothing)[0], (features, weight)
+        lambda f, w: losses.linear_cross_entropy([f], [w], targets, smoothing=smoothing)[0], (features, weight)
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 5 * V, 2**24])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("distillation", [0.0, 0.4])
+@pytest.mark.parametrize("shared", [True, False])
+def test_linear_cross_entropy_of_several_exits(
+    chunk: int, smoothing: float, distillation: float, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the mixture of targets, written out."""
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    torch.manual_seed(0)
+    features = [torch.randn(7, D, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = [torch.randn(V, D, dtype=torch.float64, requires_grad=True) for _ in range(1 if shared else 3)]
+    used = weights * 3 if shared else weights
+    targets = torch.randint(V, (7,))
+    lprobs = [(f @ w.t()).log_softmax(-1) for f, w in zip(features, used, strict=True)]
+    words = smoothed_targets(targets, smoothing)
+    mixed = (1 - distillation) * words + distillation * lprobs[-1].detach().exp()
+    expected = torch.stack([-(t * lp).sum() for t, lp in zip((mixed, mixed, words), lprobs, strict=True)])
+    found, likelihoods, correct = losses.linear_cross_entropy(
+        features, used, targets, smoothing=smoothing, distillation=distillation
+    )
+    torch.testing.assert_close(found, expected)
+    for n in range(3):
+        torch.testing.assert_close(likelihoods[n], lprobs[n][range(7), targets].detach())
+        assert torch.equal(correct[n], lprobs[n].argmax(1) == targets)
+    of = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
+    ours = torch.autograd.grad(of @ found, [*features, *weights])
+    theirs = torch.autograd.grad(of @ expected, [*features, *weights])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_no_gradient_is_formed_where_none_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     features, weight = torch.ones(2, 3, requires_grad=True), torch.ones(5, 3, requires_grad=True)
     words = torch.tensor([1, 4])
-    expected, _, _ = losses.linear_cross_entropy(features, weight, words)
+    expected, _, _ = losses.linear_cross_entropy([features], [weight], words)
     asked = []
 
     def noting(*inputs: object, gradient: bool, **weights: float) -> object:
@@ -134,18 +174,18 @@ def test_no_gradient_is_formed_where_none_is_recorded(monkeypatch: pytest.Monkey
     cross_entropy_ = losses.cross_entropy_
     monkeypatch.setattr(losses, "cross_entropy_", noting)
     with torch.no_grad():
-        found, _, _ = losses.linear_cross_entropy(features, weight, words)
+        found, _, _ = losses.linear_cross_entropy([features], [weight], words)
     assert found == expected
-    losses.linear_cross_entropy(features, weight, words)
+    losses.linear_cross_entropy([features], [weight], words)
     assert asked == [False, True]
 
 
 def test_linear_cross_entropy_of_nothing() -> None:
     features, weight = torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
-    loss, likelihood, _ = losses.linear_cross_entropy(features, weight, torch.zeros(0, dtype=torch.long))
-    loss.backward()
-    assert loss == 0
-    assert likelihood.shape == (0,)
+    loss, likelihood, _ = losses.linear_cross_entropy([features], [weight], torch.zeros(0, dtype=torch.long))
+    loss.sum().backward()
+    assert loss == torch.zeros(1)
+    assert likelihood.shape == (1, 0)
     assert weight.grad.abs().max() == 0
 
 
