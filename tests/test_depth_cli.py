@@ -24,6 +24,7 @@ CHOICES: dict[str, dict[str, list[object]]] = {
     "smoothing": {"0": [], "1": ["--halting-smoothing", 1.0]},
     "exits": {"shared": [], "separate": ["--exit-projections", "separate", "--decoder-normalize-before"]},
     "gradients": {"plain": [], "scaled": ["--exit-gradient-scale", 0.5]},
+    "distillation": {"none": [], "half": ["--exit-distillation", 0.5]},
     "average": {"tokens": [], "sentences": ["--sentence-avg"]},
     "arch": {name: ["--arch", name] for name in ("depth_adaptive_transformer", *ARCHITECTURES)},
 }
@@ -31,8 +32,11 @@ Pairs = set[tuple[tuple[str, str], tuple[str, str]]]
 
 
 def allowed(row: dict[str, str]) -> bool:
-    """Whether nothing is chosen that has no meaning: an oracle without halting, neighbours of a sentence."""
+    """Whether nothing is chosen that has no meaning: an oracle without halting, neighbours of a sentence, a last exit
+    where it is not always asked."""
     smoothed = row["smoothing"] != "0"
+    if row["training"] == "mixed" and row["distillation"] != "none":
+        return False
     if row["halting"] == "none":
         return row["oracle"] == ORACLES[0] and not smoothed
     return row["halting"] != "sequence" or not smoothed

@@ -17,7 +17,7 @@ OPTIONS = [
     *("--max-update", UPDATES, "--save-interval-updates", 3),
     *("--batch-size-valid", 8),  # three batches: one of two processes gets a single one
 ]
-TRAININGS = {"aligned": [], "mixed": ["--exit-training", "mixed", "--exit-samples", 2]}
+TRAININGS = {"aligned": ["--exit-distillation", 0.3], "mixed": ["--exit-training", "mixed", "--exit-samples", 2]}
 trainings = pytest.mark.parametrize("training", TRAININGS)
 
 # The plugin, which also notes the exits that mixed training draws.
