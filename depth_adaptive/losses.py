@@ -52,38 +52,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         likelihood = features[0].new_empty(exits, m, dtype=exact)
         correct = torch.empty(exits, m, dtype=torch.bool, device=targets.device)
         wanted = [training and needed for needed in ctx.needs_input_grad[4:]]
-        gradients = [
-            torch.zeros_like(x, dtype=exact if n >= exits else None) if needed else None
-            for n, (x, needed) in enumerate(zip(inputs, wanted, strict=True))
+        d_features = [torch.zeros_like(x) if w else None for x, w in zip(features, wanted[:exits], strict=True)]
+        d_weights = [
+            torch.zeros_like(x, dtype=exact) if w else None for x, w in zip(weights, wanted[exits:], strict=True)
         ]
-        held = 2 if distillation > 0 and exits > 1 else 1
-        rows = max(1, CHUNK // (held * v))
+        gradient = any(wanted) or distillation > 0
+        # Distilling, the last exit's logits are held beside another's.
+        rows = max(1, CHUNK // (2 * v if distillation > 0 else v))
         for begin in range(0, m, rows):
             part = slice(begin, begin + rows)
             last = None  # s_N, once the last exit has been there
             for n in reversed(range(exits)):
-                d_features, d_weight = gradients[n], gradients[exits + n]
-                needed = d_features is not None or d_weight is not None
                 logits = features[n][part] @ weights[n].t()  # (rows, V), and then their gradient
                 if last is not None:
                     loss[n] -= distillation * (last * logits).sum(dtype=exact)
                 likelihood[n, part], total, correct[n, part] = cross_entropy_(
-                    logits,
-                    targets[part],
-                    kept=kept,
-                    spread=spread,
-                    gradient=needed or (held == 2 and last is None),
+                    logits, targets[part], kept=kept, spread=spread, gradient=gradient
                 )
                 loss[n] -= kept * likelihood[n, part].sum() + spread * total.sum()
-                if last is not None and needed:
+                if last is not None:
                     logits.sub_(last, alpha=distillation)
-                if last is None and held == 2:
+                elif distillation > 0:
                     last = logits
-                if d_features is not None:
-                    d_features[part] = logits @ weights[n]
-                if d_weight is not None:
+                if (d_feature := d_features[n]) is not None:
+                    d_feature[part] = logits @ weights[n]
+                if (d_weight := d_weights[n]) is not None:
                     d_weight += (logits.t() @ features[n][part]).to(exact)
-        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)))
+        ctx.save_for_backward(
+            *d_features, *(None if d is None else d.to(x.dtype) for d, x in zip(d_weights, weights, strict=True))
+        )
         ctx.mark_non_differentiable(likelihood, correct)
         return loss, likelihood, correct
 
