@@ -1,10 +1,13 @@
 """What was asked of a trained model where it is not the default: in the names of files, and in calls to repeat it."""
 
 import argparse
+import hashlib
 import shlex
 from collections.abc import Sequence
 
 from recipes import runs
+
+LONGEST = 200  # bytes of a name; file systems take 255, with what is added while it is written and by its ending
 
 
 def decoding(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -16,9 +19,17 @@ def decoding(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
-def names(arguments: argparse.Namespace) -> list[str]:
-    """["average-5", "beam-1", "exit_policy=fixed"]: parts of a name, so that another question has another file."""
-    return [f"{name}-{value}".removeprefix("checkpoint-") for name, value in decoding(arguments)] + arguments.override
+def name(parts: Sequence[str], arguments: argparse.Namespace) -> str:
+    """("evaluation", "valid") → "evaluation-valid-average-5-exit_policy=fixed": another question has another name.
+
+    One of more than `LONGEST` bytes ends in a fingerprint of what is left out.
+    """
+    asked = [f"{name}-{value}".removeprefix("checkpoint-") for name, value in decoding(arguments)]
+    whole = "-".join([*parts, *asked, *arguments.override]).encode()
+    if len(whole) > LONGEST:
+        fingerprint = hashlib.sha256(whole).hexdigest()[:16]
+        whole = whole[: LONGEST - len(fingerprint) - 1] + f"-{fingerprint}".encode()
+    return whole.decode(errors="ignore")
 
 
 def call(script: str, arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> str:

@@ -206,7 +206,7 @@ def name_of(arguments: argparse.Namespace) -> str:
     steps = [] if arguments.steps == DEFAULT_STEPS[arguments.wanted] else [f"steps-{arguments.steps}"]
     split = [] if arguments.split == "valid" else [arguments.split]
     each = ["per-exit"] if arguments.per_exit else []
-    return "-".join(["calibration", arguments.policy, *each, wanted, *level, *steps, *split, *asked.names(arguments)])
+    return asked.name(["calibration", arguments.policy, *each, wanted, *level, *steps, *split], arguments)
 
 
 def guarantee(arguments: argparse.Namespace, sentences: int, beam: int) -> str:

@@ -337,7 +337,7 @@ def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
     split = [] if arguments.split == "test" else [arguments.split]
     ensemble = ["ensemble", *(other.model for other in chosen.others)] if chosen.others else []
     search = ["tuned"] if arguments.tuned else []
-    return "-".join(["evaluation", *split, *ensemble, *search, *asked.names(arguments)])
+    return asked.name(["evaluation", *split, *ensemble, *search], arguments)
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """What fairseq logs, as records for progress.jsonl and as lines for people."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -135,8 +136,8 @@ class Progress:
         return self.records[-1] if self.records else {}
 
     def best_validation(self) -> Record | None:
-        """The validation with the lowest loss (the first one of equals)."""
-        valid = [r for r in self.records if r["kind"] == "valid" and r.get("loss") is not None]
+        """The validation with the lowest loss (the first one of equals); none of a loss that is not finite."""
+        valid = [r for r in self.records if r["kind"] == "valid" and math.isfinite(r.get("loss", math.nan))]
         return min(valid, key=lambda r: r["loss"], default=None)
 
     def standing(self) -> Record:
@@ -161,7 +162,7 @@ class Progress:
         """A line such as `epoch 3  update 1,200  loss 4.21  12,345 tokens/s  3:12 elapsed  41:48 left`."""
         parts = [f"epoch {record['epoch']}", f"update {record['updates']:,}"]
         if record["kind"] == "valid":
-            parts.append(f"valid loss {record.get('loss', float('nan')):.3f}")
+            parts.append(f"valid loss {record.get('loss', math.nan):.3f}")
             if "perplexity" in record:
                 parts.append(f"perplexity {record['perplexity']:.2f}")
             if "bleu" in record:
@@ -171,10 +172,10 @@ class Progress:
             best = self.best_validation()
             parts.append("(best so far)" if best is record else f"(best {best['loss']:.3f})" if best else "")
         else:
-            parts.append(f"{'mean ' if record['kind'] == 'epoch' else ''}loss {record.get('loss', float('nan')):.3f}")
+            parts.append(f"{'mean ' if record['kind'] == 'epoch' else ''}loss {record.get('loss', math.nan):.3f}")
             valid = [r for r in self.records if r["kind"] == "valid"]
             if valid and record["kind"] == "train":
-                parts.append(f"valid {valid[-1].get('loss', float('nan')):.3f}")
+                parts.append(f"valid {valid[-1].get('loss', math.nan):.3f}")
         if "tokens_per_second" in record and record["kind"] != "valid":
             parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
         parts.append(f"{clock(record['seconds'])} elapsed")

@@ -15,7 +15,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_host import checkpoints
 from fairseq_host.errors import UserError
-from recipes import decoding, evaluate, measuring, runs
+from recipes import asked, decoding, evaluate, measuring, runs
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,21 @@ def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mi
     assert scores["checkpoint"] == "the average of checkpoint4.pt, checkpoint3.pt"
     assert (scores["beam"], scores["sentences"], scores["split"]) == (1, 20, "valid")
     assert len(decoding.read_lines(folder / "hypotheses.txt")) == 20
+
+
+@pytest.mark.parametrize("value", [",".join(["0.25"] * 60), "é" * 200])
+def test_a_name_of_long_options_fits_a_file_system_and_is_its_own(value: str) -> None:
+    def named(last: str) -> str:
+        given = ["toy", "mini", "--average", "2", "--override", f"exit_threshold={value}{last}"]
+        arguments = evaluate.parser().parse_args(given)
+        evaluate.check(arguments)
+        return asked.name(["evaluation", "valid"], arguments)
+
+    one, two = named(",0.5"), named(",0.6")
+    assert one == named(",0.5") != two
+    for name in (one, two):
+        assert name.startswith("evaluation-valid-average-2-exit_threshold=")
+        assert 150 < len(name.encode()) <= 200
 
 
 def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:

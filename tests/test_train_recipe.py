@@ -573,6 +573,15 @@ def test_records_beyond_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert found[-1]["seconds"] == pytest.approx(25, abs=1)  # 20 before, 5 since
 
 
+def test_a_validation_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> None:
+    state = progress.Progress(runs.Run(tmp_path), {})
+    for n, loss in enumerate((float("nan"), float("inf"), 3.0, 2.5, float("nan"), 2.5), 1):
+        told = state.add({"kind": "valid", "updates": n, "loss": loss, "epoch": n})
+        assert ("best" in told) == (n > 2)
+    assert state.standing()["best_valid_loss"] == 2.5
+    assert state.standing()["best_updates"] == 4
+
+
 def test_time_before_a_validation_that_is_told_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validation has no clock of fairseq's: the updates before it took time all the same."""
     now = [1000.0]
