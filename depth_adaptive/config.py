@@ -128,13 +128,15 @@ def options_of(args: Any) -> DepthOptions:
 
 
 # Options of the host that exits do not work with: blocks are left out or are of another kind, there is no output
-# projection, or layers are no more their weights, which is what exits read of them.
+# projection, layers are no more their weights, which is what exits read of them, or parameters that only the criterion
+# uses are taken for unused.
 REFUSED = (
     "decoder_layerdrop",
     "decoder_layers_to_keep",
     "base_layers",
     "adaptive_softmax_cutoff",
     "quant_noise_scalar",
+    "find_unused_parameters",
 )
 
 

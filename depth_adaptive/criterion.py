@@ -101,17 +101,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         decoder = getattr(model, "decoder", None)  # the host's wrappers for several processes hand it through
         if not isinstance(decoder, Decoder):
             raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
-        if self.distillation > 0 and decoder.exit_options.exit_training == "mixed":
-            raise UserError(
-                f"--exit-distillation {self.distillation:g} needs every exit on every token: leave it out, or give "
-                "--exit-training aligned"
-            )
-        kind = "none" if decoder.halting is None else decoder.halting.kind
-        if self.sigma > 0 and kind not in ("token", "geometric"):
-            raise UserError(
-                f"--halting-smoothing {self.sigma:g} is over neighbouring tokens, and has no meaning with --halting "
-                f"{kind}; leave it out, or give --halting token or geometric"
-            )
+        self.check(decoder)
         _, extra = model(**sample["net_input"], features_only=True)
         target = sample["target"]
         real = target != self.padding_idx  # (B, T)
@@ -143,6 +133,28 @@ class DepthAdaptiveCriterion(FairseqCriterion):
             log["halting_loss"], log["oracle_exit"] = halting_loss.detach(), oracle
         log["exits_loss"], log["loss"] = exits_loss.detach(), loss.detach()
         return loss, size, log
+
+    def check(self, decoder: Decoder) -> None:
+        """Raise a UserError for options that are at odds with the model's."""
+        options = decoder.exit_options
+        if options.exit_training == "mixed":
+            for option, value, without in (
+                ("--exit-weighting", self.weighting, "uniform"),
+                ("--exit-distillation", self.distillation, 0),
+            ):
+                if value != without:
+                    raise UserError(
+                        f"{option} {value} needs every exit on every token: leave it out, or give "
+                        "--exit-training aligned"
+                    )
+        if options.halting_only and self.halting_weight == 0:
+            raise UserError("--halting-only with --halting-weight 0 trains nothing: give a weight above 0")
+        kind = "none" if decoder.halting is None else decoder.halting.kind
+        if self.sigma > 0 and kind not in ("token", "geometric"):
+            raise UserError(
+                f"--halting-smoothing {self.sigma:g} is over neighbouring tokens, and has no meaning with --halting "
+                f"{kind}; leave it out, or give --halting token or geometric"
+            )
 
     def all_exits(
         self, decoder: Decoder, states: list[Tensor], target: Tensor, real: Tensor

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
 from depth_adaptive.config import DepthOptions, options_of
@@ -64,10 +65,12 @@ def cut_checkpoint(path: Path, n: int, output: Path, *, force: bool = False) -> 
         raise UserError(f"{output} exists: give another name, or --force to replace it")
     state = checkpoints.load(path)
     cfg: Any = state.get("cfg")
-    args = cfg.get("model") if isinstance(cfg, dict) else None
+    given = cfg.get("model") if isinstance(cfg, dict) else None
+    args = argparse.Namespace(**given) if isinstance(given, dict) else copy.copy(given)  # Hydra's trainings save a dict
     name = getattr(args, "_name", None) or getattr(args, "arch", None) or "unknown"
     if not isinstance(args, argparse.Namespace) or not str(name).startswith("depth_adaptive_transformer"):
         raise UserError(f"{path} must hold a depth_adaptive_transformer, given {name}")
+    ARCH_CONFIG_REGISTRY[name](args)  # what the file leaves to the architecture, which the plain model does not have
     state["model"], args = cut(state["model"], args, n)
     cfg["model"] = vars(args)  # a bare fairseq-generate refuses files that hold an argparse.Namespace
     state.pop("last_optimizer_state", None)

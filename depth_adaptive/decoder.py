@@ -129,10 +129,11 @@ class Decoder(TransformerDecoder):
         self.products.clear()
         return super().train(mode)
 
-    def make_generation_fast_(self, retain_dropout: bool = False, **options: Any) -> None:
-        """The host's, told the options of decoding. Raises a UserError for dropout, which our steps pass by."""
-        if retain_dropout and self.policy is not None:
-            raise UserError("--retain-dropout works with --exit-policy full only: leave one of them out")
+    def make_generation_fast_(self, retain_dropout: bool = False, need_attn: Any = None, **options: Any) -> None:
+        """The host's, told the options of decoding. Raises a UserError for those that our steps pass by."""
+        for option, asked in (("--retain-dropout", retain_dropout), ("--print-alignment", need_attn)):
+            if asked and self.policy is not None:
+                raise UserError(f"{option} works with --exit-policy full only: leave one of them out")
 
     # --- exits ---
 

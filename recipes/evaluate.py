@@ -398,7 +398,7 @@ def overridden(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or "/" in value:
             raise UserError(f"--override {word}: must be NAME=VALUE, such as exit_policy=confidence")
         try:
-            found[name] = yaml.safe_load(value)
+            found[name] = None if value == "None" else yaml.safe_load(value)  # as --model-overrides writes it
         except yaml.YAMLError:
             raise UserError(f"--override {word}: {value!r} is no value in YAML") from None
     return found

@@ -13,6 +13,7 @@ from recipes import comparing, runs, shown
 from recipes.comparing import System
 
 COLUMNS = (
+    ("evaluation", "label"),
     ("exits", "exits"),
     ("mean exit", "mean"),
     ("tokens by exit", "tokens"),
@@ -21,6 +22,8 @@ COLUMNS = (
     ("seconds", "seconds"),
     ("sub-words a second", "speed"),
 )
+
+WITHOUT_EXITS = "models of this depth"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,13 +70,27 @@ def check_comparable(systems: Sequence[System]) -> None:
                 )
 
 
+def series(systems: Sequence[System], labels: Sequence[str]) -> list[str]:
+    """The line of the picture that each evaluation is a point of: a policy of one model, or models without exits."""
+    keys = []
+    for scores in (system.scores for system in systems):
+        model = tuple(scores.get(name) for name in ("model", "checkpoint", "updates", "training_command"))
+        keys.append((exits["policy"], model) if (exits := scores.get("exits")) else (WITHOUT_EXITS, ()))
+    names = {}
+    for policy, model in keys:
+        mine = [Path(label).parts for label, key in zip(labels, keys, strict=True) if key == (policy, model)]
+        common = "/".join(part for part in mine[0] if all(part in parts for parts in mine))
+        alone = len({key for key in keys if key[0] == policy}) == 1
+        names[policy, model] = policy if alone else f"{policy}: {common or '/'.join(mine[0])}"
+    return [names[key] for key in keys]
+
+
 def row(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one evaluation, by the names of COLUMNS; those of models without exits have no counts."""
     exits = scores.get("exits")
     settings = {name: value for name, value in scores.get("overrides", {}).items() if name != "exit_policy"}
     told = ", ".join(f"{name.removeprefix('exit_')} {value}" for name, value in settings.items())
     return {
-        "series": exits["policy"] if exits else "models of this depth",
         "exits": exits["policy"] + (f" ({told})" if told else "") if exits else f"{scores['blocks']} blocks",
         "mean": exits["mean"] if exits else float(scores["blocks"]),
         "tokens": " ".join(str(exits["tokens"].get(str(n), 0)) for n in range(1, exits["blocks"] + 1)) if exits else "",
@@ -109,7 +126,10 @@ def compare(arguments: argparse.Namespace) -> int:
     systems = [read(given) for given in arguments.evaluations]
     check_comparable(systems)
     scores = systems[0].scores
-    lines = sorted((row(system.scores) for system in systems), key=lambda line: (line["series"], line["mean"]))
+    labels = shown.labels(systems)
+    told = zip(labels, series(systems, labels), systems, strict=True)
+    lines = [{"label": label, "series": name, **row(system.scores)} for label, name, system in told]
+    lines.sort(key=lambda line: (line["series"], line["mean"]))
     output: Path = arguments.output or systems[0].folder.resolve().parent
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -282,7 +282,7 @@ def test_a_policy_without_weights_for_it_is_refused(tmp_path: Path, tiny_corpus:
     assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting geometric, and the ")
 
 
-def test_dropout_is_retained_at_full_depth_only(
+def test_dropout_is_retained_and_alignments_are_printed_at_full_depth_only(
     ends: dict[str, dict[int, tuple[float, str]]], trained: Path, tmp_path: Path, tiny_corpus: Path
 ) -> None:
     checkpoint = trained / "checkpoint_last.pt"
@@ -291,3 +291,8 @@ def test_dropout_is_retained_at_full_depth_only(
     fixed = {"exit_policy": "fixed", "exit_layer": 3}
     command = generate(tmp_path / "fixed.log", tiny_corpus, checkpoint, fixed, "--retain-dropout")
     assert_one_line(command, "--retain-dropout works with --exit-policy full only: leave one of them out")
+    aligned = generate(tmp_path / "aligned.log", tiny_corpus, checkpoint, {}, "--print-alignment")
+    assert aligned.status == 0, aligned.output
+    assert alike(scored(aligned), ends["full"])
+    command = generate(tmp_path / "fixed.log", tiny_corpus, checkpoint, fixed, "--print-alignment")
+    assert_one_line(command, "--print-alignment works with --exit-policy full only: leave one of them out")

@@ -182,9 +182,16 @@ def test_exits_learn_from_the_last(projections: str, weighting: str, scale: floa
         torch.testing.assert_close(judging(model, sample())[0], expected.total.detach(), rtol=1e-10, atol=0)
 
 
-def test_distillation_needs_every_exit() -> None:
-    with pytest.raises(UserError, match=r"--exit-distillation 0.4 needs every exit on every token: leave it out"):
-        criterion(exit_distillation=0.4)(model_of("mixed", "none"), sample())
+@pytest.mark.parametrize(("option", "value"), [("exit_distillation", 0.4), ("exit_weighting", "n")])
+def test_what_is_of_aligned_training_needs_every_exit(option: str, value: Any) -> None:
+    message = f"--{option.replace('_', '-')} {value} needs every exit on every token: leave it out"
+    with pytest.raises(UserError, match=message):
+        criterion(**{option: value})(model_of("mixed", "none"), sample())
+
+
+def test_a_halting_alone_needs_its_loss() -> None:
+    with pytest.raises(UserError, match="--halting-only with --halting-weight 0 trains nothing"):
+        criterion(halting_weight=0.0)(model_of("uniform", "token", halting_only=True), sample())
 
 
 def test_scaled_gradients_by_hand() -> None:

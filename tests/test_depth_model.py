@@ -394,13 +394,21 @@ def test_noise_of_quantisation_is_of_training_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["fixed", "confidence"])
-def test_dropout_in_decoding_is_refused(name: str) -> None:
+@pytest.mark.parametrize("option", [dict(retain_dropout=True, retain_dropout_modules=None), dict(need_attn="hard")])
+def test_what_steps_pass_by_is_refused(name: str, option: Any) -> None:
     model = built(dropout=0.1)
     model.decoder.policy = policies(model)[name]
-    with pytest.raises(UserError, match="--retain-dropout works with --exit-policy full only"):
-        model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
-    model.make_generation_fast_()
-    built(dropout=0.1).make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
+    flag = "--print-alignment" if "need_attn" in option else "--retain-dropout"
+    with pytest.raises(UserError, match=f"{flag} works with --exit-policy full only"):
+        model.make_generation_fast_(**option)
+    built(dropout=0.1).make_generation_fast_(**option)
+
+
+@pytest.mark.parametrize("name", ["full", "fixed"])
+def test_usual_options_of_decoding_are_taken(name: str) -> None:
+    model = built(dropout=0.1)
+    model.decoder.policy = policies(model).get(name)
+    model.make_generation_fast_(need_attn=None)
 
 
 @pytest.mark.parametrize("variant", ["post-norm", "pre-norm", "separate", "pre-norm, separate"])
@@ -462,6 +470,7 @@ WRONG = {
         dict(halting="token", exit_policy="halting", exit_threshold="0.5"),
         "--exit-threshold means nothing to --exit-policy halting where --halting is token: leave it out",
     ),
+    "unused": (dict(find_unused_parameters=True), "--find-unused-parameters does not work with exits"),
     "cross self": (dict(cross_self_attention=True, exit_policy="random"), "--cross-self-attention works with"),
 }
 

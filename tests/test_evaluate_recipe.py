@@ -137,6 +137,12 @@ def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mi
     assert len(decoding.read_lines(folder / "hypotheses.txt")) == 20
 
 
+def test_overrides_may_be_written_as_for_fairseq() -> None:
+    given = ["exit_threshold=None", "exit_layer=2", "exit_policy=fixed", "exit_temperature=1.1,1", "a=[1, 2]"]
+    found = evaluate.overridden(given)
+    assert list(found.values()) == [None, 2, "fixed", "1.1,1", [1, 2]]
+
+
 @pytest.mark.parametrize("value", [",".join(["0.25"] * 60), "é" * 200])
 def test_a_name_of_long_options_fits_a_file_system_and_is_its_own(value: str) -> None:
     def named(last: str) -> str:

@@ -30,6 +30,7 @@ def systems(folder: Path) -> list[Path]:
     ):
         facts: dict[str, Any] = {"blocks": depth, "overrides": {}, "seconds": 10.0 * n, "tokens_per_second": 1000.0 + n}
         if name != "plain":
+            facts["model"] = "deep"
             counts = {"full": [0, 0, 30], "low": [20, 10, 0], "high": [10, 10, 10]}[name]
             mean = sum(exit * count for exit, count in enumerate(counts, 1)) / 30
             facts["exits"] = {
@@ -53,17 +54,18 @@ def test_the_table_says_what_the_evaluations_say(tmp_path: Path) -> None:
     text = (tmp_path / "out/exits.md").read_text()
     assert text in done.stdout
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert rows[0] == ["exits", "mean exit", "tokens by exit", "MFLOP a token", "BLEU", "seconds", "sub-words a second"]
+    heads = "evaluation|exits|mean exit|tokens by exit|MFLOP a token|BLEU|seconds|sub-words a second"
+    assert rows[0] == heads.split("|")
     bleu = {
         path: f"{json.loads((path / 'scores.json').read_text())['bleu']['score']:.2f}"
         for path in (plain, full, low, high)
     }
     assert len(set(bleu.values())) == 4
     assert rows[2:] == [
-        ["confidence (threshold 0.25)", "1.33", "20 10 0", "3,703.50", bleu[low], "30.0", "1,003"],
-        ["confidence (threshold 0.5)", "2.00", "10 10 10", "4,938.00", bleu[high], "40.0", "1,004"],
-        ["full", "3.00", "0 0 30", "2,469.00", bleu[full], "20.0", "1,002"],
-        ["2 blocks", "2.00", "", "", bleu[plain], "10.0", "1,001"],
+        ["low", "confidence (threshold 0.25)", "1.33", "20 10 0", "3,703.50", bleu[low], "30.0", "1,003"],
+        ["high/evaluation", "confidence (threshold 0.5)", "2.00", "10 10 10", "4,938.00", bleu[high], "40.0", "1,004"],
+        ["full/evaluation", "full", "3.00", "0 0 30", "2,469.00", bleu[full], "20.0", "1,002"],
+        ["plain/evaluation", "2 blocks", "2.00", "", "", bleu[plain], "10.0", "1,001"],
     ]
     assert "toy, test (24 sentences), beam 5, CPU, 1 thread;" in text
     assert "`nrefs:1|case:mixed" in text
@@ -137,4 +139,18 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def test_columns_are_the_keys_of_a_row(tmp_path: Path) -> None:
     plain, *_ = systems(tmp_path)
     row = exits.row(exits.read(plain).scores)
-    assert {name for _, name in exits.COLUMNS} | {"series"} == set(row)
+    assert {name for _, name in exits.COLUMNS} == {"label"} | set(row)
+
+
+def test_a_line_is_of_one_model(tmp_path: Path) -> None:
+    """The points of a policy are joined; those of two models are not, and are told apart by where they lie."""
+    plain, full, low, high = (exits.read(path) for path in systems(tmp_path / "a"))
+    assert exits.series([plain, full, low, high], ["plain", "full", "low", "high"]) == [
+        "models of this depth", "full", "confidence", "confidence"
+    ]  # fmt: skip
+    labels = ["a/plain", "a/full", "a/low", "a/high", "b/low", "b/plain"]
+    _, _, other, _ = (exits.read(path) for path in systems(tmp_path / "b"))
+    other.scores["training_command"] = "another"
+    assert exits.series([plain, full, low, high, other, plain], labels) == [
+        "models of this depth", "full", "confidence: a", "confidence: a", "confidence: b/low", "models of this depth"
+    ]  # fmt: skip

@@ -97,6 +97,13 @@ def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, t
     assert done.returncode == 0, done.stdout + done.stderr
     done = recipe("evaluate", *call, "--pictures", 0, "--override", "exit_policy=fixed", "--override", "exit_layer=1")
     assert done.returncode == 0, done.stdout + done.stderr
+    # and cut to a plain Transformer, with the sizes that the file of Hydra leaves to the architecture
+    checkpoint, plain = tmp_path / "toy/depth/checkpoints/checkpoint_last.pt", tmp_path / "plain.pt"
+    command = command_lines.run(tmp_path / "cut.log", "depth_adaptive.cut", checkpoint, 1, plain)
+    assert command.status == 0, command.output
+    words = [data / "toy/bin", "--path", plain, "--cpu", "--num-workers", 0, "--beam", 1]
+    command = command_lines.run(tmp_path / "generate.log", "fairseq-generate", *words)
+    assert command.status == 0, command.output
 
 
 def test_the_file_holds_what_was_asked_and_little_else(data: Path, tmp_path: Path) -> None:
