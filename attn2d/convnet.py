@@ -30,8 +30,17 @@ class GridBatchNorm(nn.BatchNorm1d):
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
     momentum: float
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        # With a fixed momentum nobody needs the count, and fairseq's --store-ema averages floating-point tensors only.
+        self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of an earlier version
+        # A state dict that says no version is not one of before there was a count: none is to be added.
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GridBatchNorm":
         # The running statistics stay in float32 where the model is cast to half precision, which would lose their
@@ -45,8 +54,6 @@ class GridBatchNorm(nn.BatchNorm1d):
     def normalise(self, cells: Tensor) -> Tensor:
         """(N, C) → same; a single cell has no variance, and is normalised by the running statistics."""
         training = self.training and len(cells) > 1
-        if training:
-            self.num_batches_tracked.add_(1)
         weight, bias = (x.float() if x.dtype in HALF else x for x in (self.weight, self.bias))
         return F.batch_norm(cells, self.running_mean, self.running_var, weight, bias, training, self.momentum, self.eps)
 
@@ -95,14 +102,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """The batch norms of ``module`` leave their running statistics alone: recomputing is not another step."""
     norms = [norm for norm in module.modules() if isinstance(norm, GridBatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, count) in zip(norms, before, strict=True):
-        norm.momentum, norm.num_batches_tracked = 0.0, count.clone()
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:

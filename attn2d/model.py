@@ -27,6 +27,7 @@ from attn2d.convnet import CONVNETS, ConvNet, GridBatchNorm, RowCache
 from attn2d.grid import Grid
 from attn2d.linear import Linear, packed_weights
 from attn2d.options import check, load_embeddings
+from fairseq_host.errors import OptionError
 
 
 class Embedder(nn.Module):
@@ -104,6 +105,11 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         else:
             self.output.weight = embedder.tokens.weight
 
+    def make_generation_fast_(self, retain_dropout: bool = False, **_: Any) -> None:
+        """fairseq tells how decoding will be done. Raises an OptionError for what is not there."""
+        if retain_dropout:
+            raise OptionError("--retain-dropout is not there for Pervasive Attention: leave it out")
+
     def forward(
         self,
         prev_output_tokens: Tensor,
@@ -117,6 +123,10 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         of whole sentences; their columns are those of ``src_tokens``, their rows sum to one.
         """
         assert encoder_out is not None
+        try:
+            ops.check_backend(self.output.weight)
+        except TypeError as error:
+            raise OptionError(f"--grid-backend native: {error}") from None
         source = encoder_out["encoder_out"][0]  # (B, S, ·)
         padding = encoder_out["encoder_padding_mask"][0]  # (B, S)
         cache = None if incremental_state is None else self.row_cache(incremental_state)
@@ -193,7 +203,10 @@ class PervasiveModel(FairseqEncoderDecoderModel):
             OptionError: an option out of range, or options that exclude each other.
         """
         check(cfg, joined=task.source_dictionary == task.target_dictionary)
-        ops.use(cfg.grid_backend)
+        try:
+            ops.use(cfg.grid_backend)
+        except RuntimeError as error:
+            raise OptionError(f"--grid-backend native: {error}") from None
 
         def embedding(dictionary: Any, dim: int, path: str | None) -> nn.Embedding:
             tokens = nn.Embedding(len(dictionary), dim, padding_idx=dictionary.pad())

@@ -23,7 +23,7 @@ BACKENDS = ("auto", "native", "torch")
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 MISSING = (
     "attn2d's native operators are not built: install the package with a C++ compiler at hand "
-    "(pip install -e . in the checkout), or choose the backend 'torch'"
+    "(pip install --no-build-isolation -e . in the checkout), or choose the backend 'torch'"
 )
 
 _built = load_beside(__file__)
@@ -63,6 +63,11 @@ def use(backend: str) -> None:
         logger.info("grid operators: %s", automatic if backend == "auto" else backend)
         _chosen.append(backend)
     _backend = backend
+
+
+def check_backend(tensor: Tensor) -> None:
+    """Raise a TypeError where the backend that was chosen does not take tensors like this one."""
+    _takes(tensor)
 
 
 def _takes(*tensors: Tensor) -> bool:

@@ -98,7 +98,9 @@ def load_embeddings(path: str, weight: Tensor, dictionary: Any) -> int:
                 weight[index] = vector
                 found += 1
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read the embeddings {path}: {error}") from error
+        raise OptionError(
+            f"cannot read the embeddings {path}: {error}; a trained model needs none with --task pervasive_translation"
+        ) from error
     if not found:
         raise OptionError(f"{path} holds no token of the dictionary: was it made with the same sub-word model?")
     return found

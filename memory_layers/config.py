@@ -4,6 +4,7 @@ Every field becomes a command-line flag (``memory_heads`` → ``--memory-heads``
 (``model.memory_heads``). Real annotations are needed here: fairseq evaluates them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
@@ -141,10 +142,13 @@ def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder
         if decoder_layers < 1:
             raise UserError(f"--decoder-layers must be at least 1 for a memory in the middle, given {decoder_layers}")
         return {"encoder": [], "decoder": [decoder_layers // 2 + 1]}
-    return {
+    found = {
         "encoder": _layers("--memory-encoder-layers", options.memory_encoder_layers, encoder_layers),
         "decoder": _layers("--memory-decoder-layers", options.memory_decoder_layers, decoder_layers),
     }
+    if not any(found.values()):
+        raise UserError("--memory-decoder-layers names no layer: name one, or take --arch transformer")
+    return found
 
 
 def _layers(flag: str, text: str | None, depth: int) -> list[int]:
@@ -155,14 +159,15 @@ def _layers(flag: str, text: str | None, depth: int) -> list[int]:
     return layers
 
 
-def numbers(flag: str, text: str | None) -> list[int]:
-    """The whole numbers of a comma-separated list; none of None or an empty text.
+def numbers(flag: str, text: Any) -> list[int]:
+    """The whole numbers of a comma-separated list, or of a list as Hydra reads it; none of None or an empty text.
 
     Raises:
         UserError: it is no such list.
     """
     try:
-        return [int(part) for part in str(text).split(",")] if text not in (None, "") else []
+        parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else str(text).split(",")
+        return [int(part) for part in parts] if text not in (None, "") else []
     except ValueError:
         raise UserError(f"{flag} must be whole numbers separated by commas, given {text!r}") from None
 

@@ -202,6 +202,12 @@ def _check(cfg: Any, *, sharded: bool) -> None:
             f"a model with memories needs --optimizer {NAME}, given {name}: it would not train their values"
         )
     parallel = cfg.distributed_training
+    dropped = [part for part in ("encoder", "decoder") if getattr(cfg.model, f"{part}_layerdrop", 0)]
+    if sharded and dropped:
+        raise UserError(
+            f"--{dropped[0]}-layerdrop does not work with --memory-sharded: the processes would drop different layers, "
+            "and wait for each other; leave one of them out"
+        )
     backends = ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d")
     if processes() > 1 and parallel.ddp_backend not in backends:
         raise UserError(

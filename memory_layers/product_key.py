@@ -54,7 +54,11 @@ class TokenBatchNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         x, weight, bias = (value.to(self.running_mean.dtype) for value in (input, self.weight, self.bias))
         own = self.training and len(input) >= 2  # the batch's statistics
-        y = F.batch_norm(x, self.running_mean, self.running_var, weight, bias, own, self.momentum or 0.0, self.eps)
+        # A pass of training without gradients is one that --checkpoint-activations will do again: the running
+        # statistics take one step for both.
+        frozen = own and not torch.is_grad_enabled()
+        mean, var = (None, None) if frozen else (self.running_mean, self.running_var)
+        y = F.batch_norm(x, mean, var, weight, bias, own, self.momentum or 0.0, self.eps)
         return y.to(input.dtype)
 
 
@@ -156,6 +160,7 @@ class Memory(nn.Module, ABC):
         self.heads, self.k, self.key_dim = heads, k, key_dim
         self.shared_keys = shared_keys
         self.input_dropout, self.query_dropout, self.value_dropout = input_dropout, query_dropout, value_dropout
+        self.retain_dropout = False  # whether evaluation drops out too
         self.query = query_network(
             input_dim=input_dim, hidden_dims=query_hidden_dims, output_dim=heads * key_dim, norm=query_norm
         )
@@ -203,15 +208,21 @@ class Memory(nn.Module, ABC):
 
     def _tokens(self, x: Tensor) -> Tensor:
         """(T, C) → (T, O)."""
-        x = F.dropout(x, self.input_dropout, self.training)
-        queries = F.dropout(self.query(x), self.query_dropout, self.training)
+        drops = self.training or self.retain_dropout
+        x = F.dropout(x, self.input_dropout, drops)
+        queries = F.dropout(self.query(x), self.query_dropout, drops)
         y, weights, slots = self._read(queries.view(-1, self.heads, self.key_dim))
         if self.usage is not None and not self.training:
             self.usage.add(slots, weights)
-        y = F.dropout(y.to(x.dtype), self.value_dropout, self.training)
+        y = F.dropout(y.to(x.dtype), self.value_dropout, drops)
         if self.gate is not None:
             y = y * F.silu(self.gate(x))
         return y if self.project is None else self.project(y)
+
+    def make_generation_fast_(self, retain_dropout: bool = False, retain_dropout_modules: Any = None, **_: Any) -> None:
+        """fairseq tells how decoding will be done: ``--retain-dropout``, of all modules or of those named."""
+        named = retain_dropout_modules is None or type(self).__name__ in retain_dropout_modules
+        self.retain_dropout = retain_dropout and named
 
     def new_usage(self) -> SlotUsage:
         """An empty record of this memory's size, to be set as ``usage``."""

@@ -8,10 +8,12 @@ from attn2d_models import TOLERANCE, random_tokens, small_model
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from attn2d import ops
 from attn2d.aggregators import AGGREGATORS
 from attn2d.convnet import CONVNETS, NORMS, GridBatchNorm
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
+from fairseq_host.errors import OptionError
 
 DTYPES = (torch.float32, torch.float64)
 EVERY = [
@@ -194,6 +196,34 @@ def test_gradient_checkpointing_changes_nothing(options: dict) -> None:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("convnet", CONVNETS)
+def test_states_can_be_averaged(convnet: str) -> None:
+    """As --store-ema does, which multiplies all of them; those of an earlier version, with a count, load."""
+    model = small_model(convnet=convnet, convnet_norm="batch")
+    state = model.state_dict()
+    assert any(name.endswith("running_mean") for name in state)
+    assert all(value.is_floating_point() for value in state.values())
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    model.load_state_dict({**state, **{f"{name}num_batches_tracked": torch.tensor(7) for name in norms}})
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_what_decoding_does_not_have_is_refused() -> None:
+    with pytest.raises(OptionError, match="--retain-dropout is not there for Pervasive Attention"):
+        small_model().make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
+    small_model().make_generation_fast_(need_attn="hard")
+
+
+def test_a_backend_that_does_not_take_the_weights_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(torch.float16, grid_backend="native").eval()
+    source, target = random_tokens([4], pad=PAD, left=True), random_tokens([7], pad=PAD, left=False)
+    with pytest.raises(OptionError, match=r"--grid-backend native: .*given torch\.float16 on cpu"):
+        model(source, None, target)
+    monkeypatch.setattr(ops, "_built", False)
+    with pytest.raises(OptionError, match=r"--grid-backend native: .*not built: install the package with a C"):
+        small_model(grid_backend="native")
 
 
 @pytest.mark.parametrize("convnet", CONVNETS)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -217,6 +218,33 @@ def test_a_plain_transformers_checkpoint_loads(kind: str, joined: bool, caplog: 
         model.load_state_dict(broken)
 
 
+def test_a_memory_in_another_layer_is_no_plain_transformer(caplog: pytest.LogCaptureFixture) -> None:
+    """What was trained is not replaced by a fresh one without a word."""
+    model = translator(memory_decoder_layers="2")
+    with caplog.at_level("INFO"), pytest.raises(RuntimeError, match=r"decoder\.layers\.2\.memory\.table\.weight"):
+        model.load_state_dict(translator(memory_decoder_layers="3").state_dict())
+    assert "the memories start fresh" not in caplog.text
+
+
+def test_layers_may_be_a_list() -> None:
+    """As Hydra reads model.memory_decoder_layers=[1,3]."""
+    assert set(translator(memory_decoder_layers=[1, 3]).memories) == {"decoder.layers.0", "decoder.layers.2"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "drops"),
+    [({}, False), (dict(retain_dropout=True), True),
+     (dict(retain_dropout=True, retain_dropout_modules=["ProductKeyMemory"]), True),
+     (dict(retain_dropout=True, retain_dropout_modules=["TransformerDecoder"]), False)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["input", "query", "value"])
+def test_dropout_is_retained(kept: dict[str, Any], drops: bool, kind: str) -> None:
+    model = translator(**{f"memory_{kind}_dropout": 0.5}, dropout=0.0).eval()
+    source, target = sentences(7, 3), sentences(4, 6, seed=1)
+    model.make_generation_fast_(**kept)
+    assert torch.equal(logits(model, source, target), logits(model, source, target)) == (not drops)
+
+
 def test_a_deep_copy_reads_its_own_memory() -> None:
     """As --store-ema makes one."""
     model = translator().eval()
@@ -226,6 +254,19 @@ def test_a_deep_copy_reads_its_own_memory() -> None:
     twin.decoder.layers[1].memory.table.weight.zero_()
     assert torch.equal(logits(model, source, target), before)
     assert not torch.allclose(logits(twin, source, target), before)
+
+
+def test_checkpointed_layers_take_one_step_of_batch_norm() -> None:
+    """--checkpoint-activations computes the layer twice, and the running statistics as those of one pass."""
+    results = []
+    for options in ({}, dict(checkpoint_activations=True)):
+        model = translator(**options)
+        logits(model, sentences(7, 3), sentences(4, 6, seed=1)).square().mean().backward()
+        (memory,) = model.memories.values()
+        results.append({name: value for name, value in memory.named_buffers() if "running" in name})
+    assert len(results[0]) == 2
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value)
 
 
 def test_checkpointed_layers_give_the_same_gradients() -> None:
@@ -301,6 +342,7 @@ WRONG = [
     (dict(memory_encoder_layers="0"), r"--memory-encoder-layers must be .* from 1 to 3 \(the encoder's.*given '0'"),
     (dict(memory_decoder_layers="2,2"), "--memory-decoder-layers must be different numbers"),
     (dict(memory_decoder_layers="two"), "--memory-decoder-layers must be whole numbers separated by commas"),
+    (dict(memory_decoder_layers=""), "--memory-decoder-layers names no layer: name one, or take --arch transformer"),
     (dict(memory_query_hidden="8,x"), "--memory-query-hidden must be whole numbers"),
     (dict(memory_query_hidden="8,0"), "--memory-query-hidden must be widths of at least 1"),
     (dict(memory_input_dropout=1.0), "--memory-input-dropout must be at least 0 and less than 1"),

@@ -1,6 +1,7 @@
 """Row gradients and their optimizer, against dense tables under torch.autograd and torch.optim."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -387,3 +388,12 @@ def test_what_is_available_is_known_here() -> None:
     capacity.check_room(1 << 20, torch.device("cpu"), "a megabyte")
     with pytest.raises(UserError, match="a million terabytes would take 1,000,000,000"):
         capacity.check_room(10**18, torch.device("cpu"), "a million terabytes")
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_processes_that_drop_layers_cannot_share_a_table(part: str) -> None:
+    """They would wait for each other in different layers."""
+    model = SimpleNamespace(**{f"{part}_layerdrop": 0.2})
+    cfg = SimpleNamespace(optimizer=SimpleNamespace(_name=optim.NAME), model=model, distributed_training=None)
+    with pytest.raises(UserError, match=f"--{part}-layerdrop does not work with --memory-sharded"):
+        optim._check(cfg, sharded=True)
