@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq_host.errors import UserError
-from recipes.placing import digests
+from recipes.placing import LOG, digests
 from recipes.reporting import INTERVAL, progress, say
 from recipes.runs import Corpus, cores
-
-LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
 
 Splits = dict[str, list[tuple[str, str]]]  # "train", "valid", "test", "test1", ...: (source, target) lines
 
@@ -180,7 +178,9 @@ def _write_pieces(folder: Path, lines: Sides, block: dict[str, Any]) -> None:
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(line + "\n" for line in lines)
+        for line in lines:
+            assert "\n" not in line, f"{path}: a sentence of two lines: {line!r}"
+            file.write(line + "\n")
 
 
 def _binarise(folder: Path, corpus: Ingredients, lock: IO[str]) -> None:

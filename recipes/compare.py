@@ -97,9 +97,16 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "samples": samples,
         "seed": arguments.seed,
         "meaning": meaning(test, samples),
-        "systems": [{"name": s.name, **{name: s.scores[name] for name in comparing.NEEDED}} for s in systems],
+        "systems": [
+            {
+                "name": s.name,
+                **{name: s.scores[name] for name in comparing.NEEDED},
+                "overrides": s.scores.get("overrides", {}),
+            }
+            for s in systems
+        ],
         "tests": tests,
-        "length_unit": "characters" if language.split("_")[0] in comparing.UNSPACED else "words",
+        "length_unit": "words" if comparing.spaced(language) else "characters",
         "by_length": comparing.by_length(systems),
         "by_talk": comparing.by_talk(systems),
         "command": shlex.join(command),

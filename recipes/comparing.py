@@ -35,6 +35,7 @@ OPTIONAL: dict[str, Any] = {
     "tuned": {"split": Value(str), "rows": []},
     "ensemble": [_MODEL],
     "exits": {"policy": Value(str), "blocks": Value(int)},
+    "overrides": {},
     "truncated": Value(int),
 }
 
@@ -192,7 +193,8 @@ def paired(
 
     `test` is "bs" (paired bootstrap resampling) or "ar" (approximate randomisation), `samples` the resamples or trials.
     Each value holds the test's `signature` and a list `systems` of score, mean and ci (sacreBLEU's half width of the
-    95% interval around the mean of resamples; with "ar" of 1,000 of them) and p_value (None for the first).
+    95% interval around the mean of resamples; with "ar" of 1,000 of them) and p_value (None for the first; 1 where
+    the texts are the first's, for which sacreBLEU, which counts differences above 0, has the smallest).
     """
     from sacrebleu.significance import PairedTest
 
@@ -219,17 +221,22 @@ def paired(
                     "score": float(row.score),
                     "mean": float(row.mean),
                     "ci": float(row.ci),
-                    "p_value": None if row.p_value is None else float(row.p_value),
+                    "p_value": None if row.p_value is None else 1.0 if texts == named[0][1] else float(row.p_value),
                 }
-                for row in rows
+                for row, (_, texts) in zip(rows, named, strict=True)
             ],
         }
     return found
 
 
+def spaced(language: str) -> bool:
+    """Whether words of `language` stand between spaces."""
+    return scoring.two_letters(language) not in UNSPACED
+
+
 def length(sentence: str, language: str) -> int:
     """Words between spaces, or characters where words have none."""
-    return len(sentence.replace(" ", "")) if language.split("_")[0] in UNSPACED else len(sentence.split())
+    return len(sentence.split()) if spaced(language) else len(sentence.replace(" ", ""))
 
 
 def by_length(systems: Sequence[System]) -> list[dict[str, Any]]:
@@ -278,7 +285,8 @@ def search(system: System) -> str:
     scores = system.scores
     told = f"beam {scores['search']['beam']}, length penalty {scores['search']['lenpen']:g}"
     told += f" (tuned on {scores['tuned']['split']})" if scores.get("tuned") else ""
-    return f"{told}; {scoring.checkpoint(scores)}"
+    options = ", ".join(f"{name}={value}" for name, value in scores.get("overrides", {}).items())
+    return f"{told}; {scoring.checkpoint(scores)}" + (f"; {options}" if options else "")
 
 
 def table(comparison: Mapping[str, Any], systems: Sequence[System]) -> str:

@@ -84,6 +84,8 @@ def lines_of(content: bytes, origin: str) -> list[str]:
     text = decode(content, origin)
     if "\r" in text:
         text = text.replace("\r\n", "\n")
+        if "\n" not in text:
+            raise UserError(f"{origin}: its lines end in carriage returns alone; convert it: tr '\\r' '\\n'")
     lines = text.removesuffix("\n").split("\n")
     refuse_huge(lines, origin)
     return lines
@@ -228,7 +230,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
-    """The texts of `columns` in `record`, or in its record "translation"."""
+    """The texts of `columns` in `record`, or in its record "translation"; a line break in them is a space."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: is not an object with the columns {columns[0]} and {columns[1]}")
     inner = record.get("translation")
@@ -241,7 +243,8 @@ def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
             raise UserError(f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}")
         if _BROKEN.search(text):
             raise UserError(f"{where}: column {column} holds a NUL or half a surrogate pair; mend that text")
-    return fields[columns[0]], fields[columns[1]]
+    source, target = (re.sub(r"[\r\n]+", " ", fields[column]) for column in columns)
+    return source, target
 
 
 def _no_column(where: str, columns: Sequence[str], present: Sequence[str]) -> str:

@@ -294,7 +294,8 @@ def _like(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(
             f"{path}: 'like' must name another corpus, one that is not like this one, but is {shown(other)}"
         )
-    base = _like(find("corpus", other), (*before, path))
+    beside = str(path.parent / other) if other.endswith((".yaml", ".yml")) else other
+    base = _like(find("corpus", beside), (*before, path))
     if document.get("preparation", base.get("preparation")) != base.get("preparation"):
         base = {key: value for key, value in base.items() if key not in ("subwords", "clean")}  # they have other keys
     return _over(document, base)

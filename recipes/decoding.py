@@ -55,7 +55,7 @@ def checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         kind, (low, high) = type(GENERATE[name]), _RANGES[name]
         try:
             number = kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if isinstance(value, bool) or number is None or not low <= number <= high or float(number) != float(value):
             what = "a whole number" if kind is int else "a number"

@@ -1,7 +1,7 @@
 # Sourced by the recipes' scripts: sets `root`, the checkout, and `python`, that of its .venv, else $PYTHON, else python3.
 # shellcheck shell=bash
 
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH="" cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd)"
 python="$root/.venv/bin/python"
 [[ -x $python ]] || python="${PYTHON:-python3}"
 # Modules are looked for in the checkout, and not in the folder that this is called from.

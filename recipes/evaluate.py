@@ -1,6 +1,7 @@
 """Translate a test set and score it: `python -m recipes.evaluate CORPUS MODEL` (recipes/evaluate.sh)."""
 
 import argparse
+import hashlib
 import re
 import shlex
 import sys
@@ -162,7 +163,7 @@ def check_run(run: Run, corpus: Corpus, train_call: str) -> dict[str, Any]:
     if record.get("corpus_fingerprint") != corpus.fingerprint:
         raise UserError(
             f"{run.folder} was trained on another state of the corpus {corpus.folder}; "
-            f"train anew with: {train_call} --force"
+            f"train anew with: {train_call.replace('recipes/train.sh', 'recipes/train.sh --force', 1)}"
         )
     return record
 
@@ -246,7 +247,8 @@ class Chosen:
         told = [
             {"model": other.model, "checkpoint": other.checkpoint, "updates": updates_of(state),
              "checkpoint_seconds": seconds_until(other.run, updates_of(state)),
-             "training_command": other.record.get("command"), "training_commit": other.record.get("commit")}
+             "training_command": other.record.get("command"), "training_commit": other.record.get("commit"),
+             "parameters_sha256": digest_of(state)}
             for other, state in zip(self.others, states, strict=True)
         ]  # fmt: skip
         return replace(self, place=replace(self.place, others=parts)), told
@@ -271,6 +273,7 @@ class Chosen:
             "checkpoint_seconds": seconds_until(self.run, updates),
             "training_command": self.record.get("command"),
             "training_commit": self.record.get("commit"),
+            "parameters_sha256": digest_of(state),
             "corpus_fingerprint": self.place.corpus.fingerprint,
             "device": "CPU" if self.place.device == "cpu" else torch.cuda.get_device_name(),
             "threads": torch.get_num_threads(),
@@ -302,7 +305,7 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
     model_file = declarative.load_model(arguments.model)
     corpus = runs.open_corpus(arguments.corpus, arguments.data)
     run = Run(arguments.runs / corpus.name / model_file.name)
-    train_call = runs.call("recipes/train.sh", arguments)
+    train_call = run.train_call() or runs.call("recipes/train.sh", arguments)
     record = check_run(run, corpus, train_call)
     paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
     overrides = overridden(arguments.override)
@@ -335,7 +338,7 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
 def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
     """The folder of an evaluation in its run: "evaluation" and what was asked for, so that no other replaces it."""
     split = [] if arguments.split == "test" else [arguments.split]
-    ensemble = ["ensemble", *(other.model for other in chosen.others)] if chosen.others else []
+    ensemble = ["ensemble", "+".join(other.model for other in chosen.others)] if chosen.others else []
     search = ["tuned"] if arguments.tuned else []
     return asked.name(["evaluation", *split, *ensemble, *search], arguments)
 
@@ -352,7 +355,8 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     state = chosen.load()
     chosen, ensemble = chosen.load_others()
     if tuning is not None:
-        tuned.check_updates(chosen, tuning, [updates_of(state), *(other["updates"] for other in ensemble)], arguments)
+        told = [digest_of(state), *(other["parameters_sha256"] for other in ensemble)]
+        tuned.check_parameters(chosen, tuning, told, arguments)
         chosen.search.update(beam=tuning["beam"], lenpen=tuning["lenpen"])
     sources, references, search = chosen.sources, chosen.references, chosen.search
     if loading.is_language_model(state):
@@ -408,6 +412,17 @@ def updates_of(state: dict[str, Any]) -> int | None:
     """Updates that the checkpoint has seen; None if it does not say."""
     history = state.get("optimizer_history") or [{}]
     return history[-1].get("num_updates")
+
+
+def digest_of(state: dict[str, Any]) -> str:
+    """SHA-256 of the names and values of the parameters, in hexadecimal."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, value in sorted(state["model"].items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def seconds_until(run: Run, updates: int | None) -> float | None:

@@ -21,6 +21,13 @@ def make_ready(output: Path, written: re.Pattern[str]) -> None:
     recover(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file is in the way; give another folder with --output")
+    for wrong, what in (
+        (output.is_symlink(), "a link"),
+        (output.is_dir() and output.samefile(Path.cwd()), "the working folder"),
+        (output.is_mount(), "a disk of its own"),
+    ):
+        if wrong:
+            raise UserError(f"{output}: is {what}, and is replaced as a whole; give another folder with --output")
     if output.is_dir():
         others = sorted(path.name for path in output.iterdir() if not written.fullmatch(path.name))
         if others:

@@ -33,6 +33,7 @@ class Input:
 def locate(options: argparse.Namespace, path: Path, corpus: dict[str, Any]) -> Input:
     """The inputs of the corpus file `path`, which must exist."""
     reader, origin = corpus["reader"], options.origin
+    named = any(getattr(options, split) is not None for split in SPLITS)
     if options.sha256 is not None and reader != "wit3":
         raise UserError(
             f"--sha256: is for corpora of the reader wit3, but {path.stem} is read by {reader}; leave it out"
@@ -42,12 +43,21 @@ def locate(options: argparse.Namespace, path: Path, corpus: dict[str, Any]) -> I
         raise UserError(f"--from {origin}: {problem}; give the folder of the raw text")
     if reader == "quickstart":
         return _locate_generator(options, path, corpus)
-    named = any(getattr(options, split) is not None for split in SPLITS)
+    if options.sha256 is not None and named:
+        raise UserError("--sha256: is of an archive, but --train, --valid or --test name text; leave it out")
+    if options.valid is not None and corpus["valid"]["every"]:
+        raise UserError(f"--valid: {path.stem} takes its validation set from the training text; leave it out")
     if reader == "wit3" and not named:
+        if options.columns is not None:
+            raise UserError("--columns: WIT3's archives have none; leave it out")
         return _locate_archive(options, path, corpus)
     if reader == "hub" and not named and (origin is None or not _holds_training_text(origin, corpus)):
         return _locate_data_set(origin, path, corpus)
-    return _locate_files(origin, path, corpus)
+    found = _locate_files(origin, path, corpus)
+    tables = (corpus_files.is_table(place) for places in found.places.values() for place in places)
+    if options.columns is not None and not any(tables):
+        raise UserError("--columns: is of tables, but each text is a file a language; leave it out")
+    return found
 
 
 def _locate_generator(options: argparse.Namespace, path: Path, corpus: dict[str, Any]) -> Input:

@@ -28,6 +28,7 @@ RESERVED = {
     "cpu": "it is an option of recipes/train.sh itself: put it before the --",
     "seed": "it is an option of recipes/train.sh itself: put it before the --",
     "stop-time-hours": "use --minutes",
+    "help": "fairseq-train --help shows it",
     "force": "it is an option of recipes/train.sh itself: put it before the --",
     "log-format": "the recipe reads the log",
     "log-file": "the recipe writes train.log",

@@ -355,7 +355,7 @@ def sentence(systems: Sequence[Shown], index: int) -> str:
     first, scores = systems[0].system.sentences[index], systems[0].scores
     target = str(scores.get("target_language", ""))
     source_code, target_code = markup.language(str(scores["source_language"])), markup.language(target)
-    spaced = target.split("_")[0] not in comparing.UNSPACED
+    spaced = comparing.spaced(target)
     lowercase = "case:lc" in scores["bleu"]["signature"]
     mine = [system.system.sentences[index] for system in systems]
     length = comparing.length(first.source, scores["source_language"])

@@ -18,6 +18,9 @@ from typing import IO, Any
 
 from recipes.reporting import say
 
+LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
+BESIDE = ("corpus.json", LOG)  # files of a prepared corpus that corpus.json has no sum of
+
 
 class State(Enum):
     """What is at the final place."""
@@ -66,6 +69,12 @@ class Place:
         present = digests(self.final)
         undamaged = all(present.get(path) == digest for path, digest in files.items())
         return State.COMPLETE if undamaged else State.DAMAGED
+
+    def strangers(self) -> list[str]:
+        """Files in the prepared corpus's folder that no preparation has written."""
+        written = json.loads((self.final / "corpus.json").read_text(encoding="utf-8"))["files"]
+        found = (path.relative_to(self.final).as_posix() for path in self.final.rglob("*") if not path.is_dir())
+        return sorted({*found} - {*written, *BESIDE})
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool = True) -> Iterator[IO[str]]:

@@ -120,6 +120,8 @@ def settings_of(options: argparse.Namespace) -> tuple[str, Path, dict[str, Any]]
     name = options.name if options.name is not None else path.stem
     if not re.fullmatch(FOLDER_NAME, name):
         raise UserError(f"--name '{name}': must be letters, digits, dots, dashes and underscores")
+    if name.endswith((".yaml", ".yml")):
+        raise UserError(f"--name '{name}': would be taken for a corpus file; leave the ending out")
     for block in ("files", "hub"):
         columns = options.columns.split(",") if options.columns is not None else corpus[block]["columns"]
         columns = columns or [corpus["source"], corpus["target"]]
@@ -282,8 +284,8 @@ def _refuse_empty(pairs: Sequence[tuple[str, ...]], text: Pairs) -> None:
         for line, origin in zip(pair[:2], text.origins, strict=True):
             if not line.strip():
                 raise UserError(
-                    f"{origin}, line {number}: is empty; validation and test sets are used whole: "
-                    "mend this line in both languages (or set clean.empty_evaluation_lines: keep)"
+                    f"{origin}, sentence {number}: is empty; validation and test sets are used whole: mend it in both "
+                    "languages (or set clean.empty_evaluation_lines: keep in a corpus file)"
                 )
 
 
@@ -368,7 +370,18 @@ def up_to_date(place: Place, fingerprint: str, *, force: bool) -> bool:
         )
     if state is State.COMPLETE and not force:
         say(f"{place.final} is up to date")
-    return state is State.COMPLETE and not force
+        return True
+    if place.final.is_symlink():
+        raise UserError(
+            f"{place.final}: is a link, and would be replaced by a folder; remove it, or build where it leads to with "
+            "--data and --name"
+        )
+    if state is not State.ABSENT and (others := place.strangers()):
+        raise UserError(
+            f"{place.final}: holds other things than a preparation writes ({others[0]}), and is replaced as a whole; "
+            "move them away, or choose another --name"
+        )
+    return False
 
 
 SPACE, FOLDER = (

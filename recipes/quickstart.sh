@@ -3,7 +3,7 @@
 # recipes/quickstart.sh [--data DIR] [--runs DIR] [--cpu]; safe to interrupt and to repeat.
 set -euo pipefail
 
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH="" cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd)"
 corpus=quickstart model=pervasive_quickstart
 data=() runs=() device=()
 

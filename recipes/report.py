@@ -100,7 +100,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     comparison: dict[str, Any] = {
         "by_length": comparing.by_length(systems),
         "by_talk": comparing.by_talk(systems),
-        "length_unit": "characters" if language.split("_")[0] in comparing.UNSPACED else "words",
+        "length_unit": "words" if comparing.spaced(language) else "characters",
     }
     if len(systems) > 1:
         comparison["meaning"] = compare.meaning("bs", arguments.samples)

@@ -3,5 +3,5 @@
 set -euo pipefail
 
 # shellcheck source=recipes/environment.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 exec "$python" -m recipes.report "$@"

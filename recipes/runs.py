@@ -12,6 +12,7 @@ RUNS/CORPUS/MODEL/
     tuning*.json      written by recipes/tune.sh
     comparison/       written by recipes/compare.sh
     report.html       written by recipes/report.sh
+    exits.md, .png    written by recipes/exits.sh
 """
 
 import argparse
@@ -147,17 +148,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` when tracked files differ from it; None outside of git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+    told = []
+    for command in ("rev-parse --show-toplevel", "describe --always --abbrev=40 --dirty --exclude=*"):
+        try:
+            found = subprocess.run(["git", *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        told.append(found.stdout.strip())
+    root, name = told
+    # Unpacked in another repository, this is no part of it.
+    return name or None if root and Path(root).resolve() == ROOT else None
 
 
 def versions() -> dict[str, str]:
@@ -227,7 +227,7 @@ class Corpus:
     @property
     def prepare_again(self) -> str:
         """The remedy for damage."""
-        return f"build it anew with: {_prepare_call(self.argument, self.folder.parent)} --force"
+        return _again(_prepare_call(self.argument, self.folder.parent))
 
     def verify(self, *parts: str) -> None:
         """Compare the files below the sub-folders or files `parts` with the sums in corpus.json.
@@ -257,6 +257,10 @@ def _prepare_call(argument: str, data: Path) -> str:
     return shlex.join(parts) + ("" if known else " ...")
 
 
+def _again(prepare: str) -> str:
+    return f"build it anew with: {prepare} --force (and --from and all else that it was built with)"
+
+
 def open_corpus(argument: str, data: Path) -> Corpus:
     """The prepared corpus of that name below `data`, if complete; else a UserError with the remedy."""
     name = short_name(argument, "CORPUS")
@@ -265,7 +269,7 @@ def open_corpus(argument: str, data: Path) -> Corpus:
     description = folder / "corpus.json"
     if not description.is_file():
         raise UserError(f"{folder}: no prepared corpus here; build it with: {prepare}")
-    again = f"build it anew with: {prepare} --force"
+    again = _again(prepare)
     try:
         facts = json.loads(description.read_text(encoding="utf-8"))
         source, target = facts["source"], facts["target"]
@@ -350,6 +354,15 @@ class Run:
             raise UserError(f"{self.record_path}: not a JSON object; start the run anew with --force")
         return found
 
+    def train_call(self) -> str | None:
+        """The call that goes on with the training, of run.json; None where that does not say."""
+        told = (self.record() or {}).get("call")
+        if not isinstance(told, str):
+            return None
+        words = shlex.split(told)
+        end = words.index("--") if "--" in words else len(words)
+        return shlex.join([word for word in words[:end] if word != "--force"] + words[end:])
+
     def update(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
         write_json(self.record_path, record)
@@ -372,12 +385,13 @@ class Run:
 
     def results(self) -> list[Path]:
         """The files and folders that were made of the trained model."""
-        names = ("evaluation*", "comparison", "calibration-*.json", "tuning*.json", "report.html")
+        names = ("evaluation*", "comparison", "calibration-*.json", "tuning*.json", "report.html", "exits.*")
         return sorted(path for name in names for path in self.folder.glob(name))
 
     def clear(self) -> None:
         """Remove what a training and what is made of it wrote, the record last; nothing else."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():  # it may be a link to another disk
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         killed = [path for name in (".evaluation*", ".comparison.*") for path in self.folder.glob(name)]
         for path in (*self.results(), *killed):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

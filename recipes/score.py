@@ -46,6 +46,7 @@ def differences(system: System, scores: dict, sentence_scores: list[tuple[float,
 
 
 def score(arguments: argparse.Namespace) -> int:
+    wrong = []
     for given in arguments.evaluations:
         system = comparing.open_system(given)
         shown.check_figures(system)  # scores.txt shows them
@@ -62,7 +63,11 @@ def score(arguments: argparse.Namespace) -> int:
                 print(f"mended: {line}")
             update(system, scores, of_sentences)
         else:
-            raise UserError(f"{system.folder}: {found[0]}; recipes/score.sh --update {system.folder} writes it anew")
+            wrong.append(f"{system.folder}: {found[0]}; recipes/score.sh --update {system.folder} writes it anew")
+            print(f"does not hold: {found[0]}")
+    if wrong:
+        more = f" ({len(wrong) - 1} more do not hold)" if len(wrong) > 1 else ""
+        raise UserError(wrong[0] + more)
     return 0
 
 

@@ -9,6 +9,10 @@ from fairseq_host.errors import UserError
 METRICS = ("bleu", "chrf", "ter")
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)", "tokenised_bleu": "BLEU of tokens"}
 
+# Codes of languages that are treated apart, here or in comparing.UNSPACED, where users write three letters.
+THREE_LETTERS = {"zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "khm": "km", "lao": "lo",
+                 "mya": "my", "bur": "my", "tha": "th"}  # fmt: skip
+
 
 def score(
     hypotheses: Sequence[str], references: Sequence[str], language: str, *, lowercase: bool = False
@@ -44,13 +48,19 @@ def check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise UserError("all references are empty: there is nothing to score")
 
 
+def two_letters(language: str) -> str:
+    """The code of a language by which a treatment of its own is found: "zh" of "zh_TW", "cmn" and "zho"."""
+    code = language.split("_")[0]
+    return THREE_LETTERS.get(code, code)
+
+
 def metrics(language: str, *, lowercase: bool = False) -> dict[str, Any]:
     """sacreBLEU's metrics by the names of METRICS; see `score`."""
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     try:
         return {
-            "bleu": BLEU(trg_lang=language.split("_")[0], lowercase=lowercase),
+            "bleu": BLEU(trg_lang=two_letters(language), lowercase=lowercase),
             "chrf": CHRF(lowercase=lowercase),
             "ter": TER(),  # passes over case always
         }

@@ -84,9 +84,10 @@ def check_figures(system: System) -> None:
 
 
 def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and validation records of the run that the evaluation lies in; empty where it lies elsewhere."""
+    """Training and validation records of the run that the evaluation lies in; empty where it lies elsewhere, or in
+    another model's."""
     run = Run(system.folder.resolve().parent)
-    if not run.record_path.is_file():
+    if not run.record_path.is_file() or run.folder.name != system.scores["model"]:
         return [], []
     train, valid = pictures.curves(run.progress())
     for record in (*train, *valid):

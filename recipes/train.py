@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
         return join(plan, command)
     with run.lock() as lock:
         if arguments.force:
-            if run.has_checkpoint():
+            if run.has_checkpoint() or run.results():
                 configuration.build(plan.arguments())  # what is wrong with the options is told before anything is lost
             run.clear()
         record = run.record() if run.has_checkpoint() else None
@@ -266,6 +266,9 @@ def execute(
         why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
         close("failed", why)
         raise UserError(f"training stopped: {why} (log: {run.log_path})")
+    if not run.has_checkpoint():
+        close("failed", "it saved nothing")
+        raise UserError(f"training ended without a checkpoint (log: {run.log_path})")
     reason = reason_to_stop(endings, plan.limits)
     close("finished", reason)
     print(f"Finished: {reason}. {progress.summary()}")

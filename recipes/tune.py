@@ -116,7 +116,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             "bleu_signature": scored["signature"],
             "rows": rows,
             "search": chosen.search,
-            "updates_of_models": [facts["updates"], *(other["updates"] for other in ensemble)],
+            "parameters_of_models": [facts["parameters_sha256"], *(other["parameters_sha256"] for other in ensemble)],
             "evaluate": call,
             **facts,
             **({"ensemble": ensemble} if ensemble else {}),

@@ -23,13 +23,13 @@ KINDS: dict[str, Any] = {
     "commit": Value((str, type(None))),
     "rows": [],
     "search": {},
-    "updates_of_models": [],
+    "parameters_of_models": [],
 }
 
 
 def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
     """The file; another for other parameters, other models of an ensemble or other options of the model."""
-    parts = ["tuning", *(["ensemble", *(other.model for other in chosen.others)] if chosen.others else [])]
+    parts = ["tuning", *(["ensemble", "+".join(other.model for other in chosen.others)] if chosen.others else [])]
     return chosen.run.folder / f"{asked.name(parts, arguments)}.json"
 
 
@@ -61,14 +61,14 @@ def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
     return {**found, "file": path.name}
 
 
-def check_updates(
-    chosen: "Chosen", found: dict[str, Any], updates: Sequence[int | None], arguments: argparse.Namespace
+def check_parameters(
+    chosen: "Chosen", found: dict[str, Any], digests: Sequence[str], arguments: argparse.Namespace
 ) -> None:
-    """Raise a UserError if a model was trained on since."""
-    if found["updates_of_models"] != list(updates):
+    """Raise a UserError if a model's parameters, by their SHA-256, are others than those that the search is of."""
+    if found["parameters_of_models"] != list(digests):
         raise UserError(
-            f"{chosen.run.folder / found['file']}: was found after {found['updates_of_models']} updates, but the "
-            f"models have {list(updates)}; tune anew with: {asked.call('recipes/tune.sh', arguments)}"
+            f"{chosen.run.folder / found['file']}: was found with other parameters than the models have now; "
+            f"tune anew with: {asked.call('recipes/tune.sh', arguments)}"
         )
 
 

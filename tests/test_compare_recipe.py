@@ -109,6 +109,23 @@ def test_intervals_are_those_of_sacrebleus_command(three: list[Path], tmp_path: 
     assert float(mean) == pytest.approx(ours["mean"], abs=1e-12)  # sacreBLEU adds up in another order here
 
 
+@pytest.mark.parametrize("test", [[], ["--paired-ar"]])
+def test_the_same_translations_do_not_differ(test: list[str], three: list[Path], tmp_path: Path) -> None:
+    """p is 1, and not the smallest that so many samples can give; what they were decoded with is told."""
+    shutil.copytree(three[0], tmp_path / "again")
+    edit(tmp_path / "again/evaluation/scores.json", lambda s: {**s, "overrides": {"exit_policy": "fixed"}})
+    assert (
+        compared(three[0], tmp_path / "again", three[2], *test, "--samples", 200, "--output", tmp_path / "found") == 0
+    )
+    found = json.loads((tmp_path / "found/comparison.json").read_text())
+    for told in found["tests"].values():
+        first, same, worse = (system["p_value"] for system in told["systems"])
+        assert (first, same) == (None, 1.0)
+        assert worse < 0.1
+    assert [system["overrides"] for system in found["systems"]] == [{}, {"exit_policy": "fixed"}, {}]
+    assert (tmp_path / "found/comparison.md").read_text().count("; exit_policy=fixed |") == 1
+
+
 def test_another_seed_draws_others_and_leaves_the_environment(
     three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +170,7 @@ def test_parts_are_scored_as_corpora(three: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "language", "expected"), [
-    ("a b  c", "en", 3), ("", "en", 0), ("我们 在公园", "zh_Hans", 5), ("tôi đi", "vi", 2),
+    ("a b  c", "en", 3), ("", "en", 0), ("我们 在公园", "zh_Hans", 5), ("tôi đi", "vi", 2), ("我们 在公园", "zho", 5),
 ])  # fmt: skip
 def test_lengths_are_of_words_or_characters(text: str, language: str, expected: int) -> None:
     assert comparing.length(text, language) == expected
@@ -399,6 +416,10 @@ def test_scores_that_hold_and_scores_that_do_not(
     edit(folder / "scores.json", lambda s: {**s, "bleu": {**s["bleu"], "score": 99.0}})
     with pytest.raises(UserError, match=r"the score of BLEU is 99.0 in scores.json"):
         score.score(call)
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"run/evaluation: the score of BLEU is 99.0"):  # those after it are scored too
+        score.score(score.parser().parse_args([str(tmp_path / "run"), str(three[1])]))
+    assert "scores.json holds" in capsys.readouterr().out
     assert score.score(score.parser().parse_args([str(tmp_path / "run"), "--update"])) == 0
     mended = json.loads((folder / "scores.json").read_text())
     known = json.loads(before["run/evaluation/scores.json"])

@@ -64,6 +64,14 @@ def test_tables(tmp_path: Path, name: str, content: str) -> None:
     assert (pairs.source, pairs.target) == (GERMAN, ENGLISH)
 
 
+def test_a_line_break_in_a_record_is_a_space(tmp_path: Path) -> None:
+    """A sentence is a line of every file that is written: pairs after it would be shifted."""
+    records = [{"de": "Ein\nHund\r\nläuft", "en": "A dog\n\nruns"}, {"de": "Ja", "en": "Yes"}]
+    (tmp_path / "text.jsonl").write_text(json_lines(records))
+    pairs = read_table(tmp_path / "text.jsonl", COLUMNS)
+    assert (pairs.source, pairs.target) == (["Ein Hund läuft", "Ja"], ["A dog runs", "Yes"])
+
+
 @pytest.mark.parametrize("records", [RECORDS, NESTED])
 def test_parquet(tmp_path: Path, records: list[dict[str, object]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "text.parquet")
@@ -127,6 +135,7 @@ def test_broken_tables(tmp_path: Path, name: str, content: str, message: str) ->
         ),
         ("gut\n".encode("utf-16"), r"is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
         ("gut\n".encode("utf-16-be"), r"line 1: holds a NUL byte"),
+        (b"a\rb\r", r"its lines end in carriage returns alone; convert it: tr"),
         (b"a\nb\0\n", r"line 2: holds a NUL byte; give UTF-8 text"),
         (b"a\n" + b"b" * (HUGE_LINE + 1), r"line 2: has 100,001 characters; give one sentence a line"),
     ],

@@ -111,6 +111,8 @@ def test_a_corpus_like_another(tmp_path: Path) -> None:
     assert (corpus["clean"]["max_length"], corpus["clean"]["unit"]) == (7, "characters")
     assert (corpus["subwords"]["vocab_size"], corpus["subwords"]["joint"]) == (100, False)
     assert load_corpus(base)[1]["clean"]["max_length"] == 5
+    (tmp_path / "beside.yaml").write_text("like: back.yaml\n")  # a path is looked for from the file that names it
+    assert load_corpus(str(tmp_path / "beside.yaml"))[1]["clean"]["max_length"] == 7
 
 
 @pytest.mark.parametrize("kind", ["corpus", "model"])

@@ -1,6 +1,7 @@
 """recipes.folders: a folder is the old one or the new one, whenever a process is killed."""
 
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from recipe_runs import files
 
+from fairseq_host.errors import UserError
 from recipes import folders
 
 
@@ -17,6 +19,17 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
             (building / text).write_text(text)
     assert files(tmp_path) == {"final/new": b"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_place_that_cannot_be_replaced_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the work, and not when it is to be kept."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real")
+    for output, what in ((Path("."), "the working folder"), (tmp_path / "link", "a link"), (Path("/"), "a disk")):
+        with pytest.raises(UserError, match=f"{output}: is {what}.*give another folder with --output"):
+            folders.make_ready(output, re.compile(".*"))
+    folders.make_ready(tmp_path / "new", re.compile(".*"))
 
 
 @pytest.mark.parametrize("failing", ["the writing", "the renaming"])

@@ -582,6 +582,18 @@ def foreign(work: Path) -> None:
     (work / "data/toy/thesis.tex").write_text("years of work")
 
 
+def with_notes(work: Path) -> None:
+    other_corpus(work)
+    (work / "data/toy/raw").mkdir()
+    (work / "data/toy/raw/train.de").write_text("the only copy")
+
+
+def linked(work: Path) -> None:
+    other_corpus(work)
+    (work / "data/toy").rename(work / "elsewhere")
+    (work / "data/toy").symlink_to(work / "elsewhere")
+
+
 def other_corpus(work: Path) -> None:
     (work / "data/toy").mkdir(parents=True)
     (work / "data/toy/corpus.json").write_text('{"fingerprint": "of something else", "files": {}}')
@@ -709,7 +721,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "empty test line": (
         mapped("text/test.en", lambda b: b"\n" + b.split(b"\n", 1)[1]),
         TEXT,
-        ["text/test.en, line 1: is empty", "mend this line"],
+        ["text/test.en, sentence 1: is empty", "mend it in both languages"],
     ),
     "everything dropped": (
         nothing,
@@ -814,7 +826,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "paper: empty line": (
         lambda w: (yaml(PAPER)(w), mapped("text/dev.en", blank_first)(w)),
         ["mine.yaml"],
-        ["text/dev.en, line 1: is empty", "mend this line"],
+        ["text/dev.en, sentence 1: is empty", "mend it in both languages"],
     ),
     "paper: all dropped": (
         yaml(PAPER),
@@ -867,6 +879,20 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         ["data/toy: exists and is no prepared corpus", "choose another"],
     ),
     "other corpus": (other_corpus, TEXT, ["data/toy: was prepared from other text", "--force", "--name"]),
+    "other corpus with files of the user's": (
+        with_notes,
+        [*TEXT, "--force"],
+        ["data/toy: holds other things than a preparation writes (raw/train.de)", "move them away"],
+    ),
+    "a link to another corpus": (linked, [*TEXT, "--force"], ["data/toy: is a link", "remove it, or build where"]),
+    "a name that is a path": (nothing, [*TEXT, "--name", "toy.yaml"], ["--name 'toy.yaml'", "leave the ending out"]),
+    "columns of no table": (nothing, [*TEXT, "--columns", "a,b"], ["--columns: is of tables", "leave it out"]),
+    "a sum of no archive": (
+        nothing,
+        ["iwslt14.de-en", *TEXT[5:], "--sha256", "0" * 64],
+        ["--sha256: is of an archive", "leave it out"],
+    ),
+    "a validation set that is taken": (nothing, ["iwslt14.de-en", *TEXT[5:]], ["--valid: iwslt14.de-en takes its"]),
     "data is a file": (change("data", b""), TEXT, ["data", "--data"]),
     "data is read-only": (
         nothing,
@@ -928,6 +954,18 @@ def test_a_corpus_survives_a_rebuild_that_fails(work: Path, prepared: Path) -> N
     before = tree(work)
     refused(prepare(work, *TEXT, "--vocab-size", "8000", "--force"), ["subwords.vocab_size 8000 is too large"])
     assert tree(work) == before
+
+
+def test_a_link_to_a_recipe_finds_the_checkout(work: Path) -> None:
+    """And so does a shell that looks for folders in places of its own, and tells where it has found one."""
+    (work / "compare").symlink_to(SCRIPT.parent / "compare.sh")
+    (work / "recipes").mkdir()
+    variables = environment() | {"CDPATH": f".:{SCRIPT.parent.parent}"}
+    for command in (work / "compare", os.path.relpath(SCRIPT.parent / "compare.sh", SCRIPT.parent.parent)):
+        call = ["bash", str(command), "--help"]
+        done = subprocess.run(call, env=variables, cwd=SCRIPT.parent.parent, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "paired test" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])

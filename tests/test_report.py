@@ -494,6 +494,16 @@ def test_losses_that_are_not_finite_are_left_out(systems: list[Path], tmp_path: 
     assert not re.search(r"\bnan\b|\binf\b", text)
 
 
+def test_curves_of_another_model_are_not_shown(systems: list[Path], tmp_path: Path) -> None:
+    """An evaluation may lie in another model's run."""
+    run = shutil.copytree(systems[0], tmp_path / "plain")
+    assert reported(run, "--output", tmp_path / "page.html") == 0
+    assert "<polyline" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    run.rename(tmp_path / "another")
+    assert reported(tmp_path / "another", "--output", tmp_path / "page.html") == 0
+    assert "<polyline" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_an_ensemble_is_told_model_by_model(systems: list[Path], tmp_path: Path) -> None:
     run = shutil.copytree(systems[0], tmp_path / "plain")
     other = {"model": "other", "checkpoint": "checkpoint_last.pt", "updates": 4321, "checkpoint_seconds": 67.9}

@@ -57,6 +57,9 @@ def test_the_target_language_chooses_the_tokeniser() -> None:
     assert "tok:zh" in scoring.score(chinese, chinese, "zh_Hans")["bleu"]["signature"]
     scores = scoring.score(chinese, chinese, "zh")
     assert "tok:zh" in scores["bleu"]["signature"]
+    for three_letters in ("zho", "cmn_Hans", "yue"):
+        assert scoring.score(chinese, chinese, three_letters) == scores
+    assert "tok:ja-mecab" in scoring.score(chinese, chinese, "jpn")["bleu"]["signature"]
     assert scores["bleu"]["score"] == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,11 @@ def test_dry_run_prints_command_and_size(data: Path, mini: Path, finished: Path,
     assert "--dropout 0.7" in done.stdout
     assert "--max-tokens 400" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_of_text_that_does_not_fit(data: Path, mini: Path, tmp_path: Path) -> None:
+    call = ["toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--dry-run"]
+    refused(recipe("train", *call, "--", "--max-source-positions", "1"), "no training sentence fits", "raise them")
 
 
 def test_dry_run_names_an_unknown_option(data: Path, mini: Path, tmp_path: Path) -> None:
@@ -349,7 +355,10 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     (copied / "toy/mini/evaluation/scores.json").write_text("{}")
     (copied / "toy/mini/.evaluation.new.x").mkdir()
     (copied / "toy/mini/calibration-confidence-mean-exit-3.json").write_text("{}")
+    (copied / "toy/mini/exits.md").write_text("| |")
     (copied / "toy/mini/notes.txt").write_text("mine")
+    (copied / "toy/mini/checkpoints").rename(copied / "scratch")  # as where checkpoints have a disk of their own
+    (copied / "toy/mini/checkpoints").symlink_to(copied / "scratch")
     (copied / "toy/other").mkdir()
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--force", "--", "--max-epoch", "1"]
     done = recipe("train", *call, "--lr", "0.02")
@@ -359,6 +368,10 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert record is not None
     assert record["identity"]["--lr"] == "0.02"
     assert not (run.checkpoints / "checkpoint4.pt").exists()
+    assert (copied / "scratch/checkpoint_last.pt").exists()
+    assert not (run.folder / "exits.md").exists()
+    goes_on = ["recipes/train.sh", *(str(word) for word in call if word != "--force"), "--lr", "0.02"]
+    assert run.train_call() == shlex.join(goes_on)
     assert not [*run.folder.glob("evaluation*"), *run.folder.glob(".evaluation*"), *run.folder.glob("calibration*")]
     assert (run.folder / "notes.txt").read_text() == "mine"
     assert (copied / "toy/other").is_dir()
@@ -417,6 +430,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "seed after --": (["toy", "{mini}", "--", "--seed", "3"], ["--seed", "before the --"]),
     "minutes after --": (["toy", "{mini}", "--", "--minutes", "5"], ["--minutes", "before the --"]),
     "force after --": (["toy", "{mini}", "--", "--force"], ["--force", "before the --"]),
+    "help after --": (["toy", "{mini}", "--", "--help"], ["--help", "fairseq-train --help shows it"]),
     "no epochs": (["toy", "{mini}", "--", "--max-epoch", "0"], ["--max-epoch", "at least 1", "0"]),
     "updates as text": (["toy", "{mini}", "--", "--max-update", "many"], ["--max-update", "at least 1", "many"]),
     "patience without number": (["toy", "{mini}", "--", "--patience"], ["--patience", "at least 1"]),
@@ -521,6 +535,17 @@ def test_checkpoints_without_record_are_not_touched(copied: Path, data: Path, mi
 
 
 # --- parts -----------------------------------------------------------------------------------------
+
+
+def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacked in somebody's repository, it has none."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    (tmp_path / "unpacked").mkdir()
+    for root, length in ((tmp_path, 40), (tmp_path / "unpacked", 0)):
+        monkeypatch.setattr(runs, "ROOT", root)
+        assert len(runs.commit() or "") == length
 
 
 def test_options_from_the_command_line() -> None:

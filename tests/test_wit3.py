@@ -291,7 +291,7 @@ def test_shipped_corpora(name: str, tmp_path: Path) -> None:
     sets = [part for text in (corpus["wit3"]["valid"], *corpus["wit3"]["test"]) if text for part in text.split(" + ")]
     assert all(part.startswith(f"{years}.TED") for part in sets)
     options = argparse.Namespace(
-        **dict.fromkeys(("origin", "sha256", "train", "valid", "test")), data=tmp_path / "data"
+        **dict.fromkeys(("origin", "sha256", "columns", "train", "valid", "test")), data=tmp_path / "data"
     )
     if corpus["wit3"]["sha256"]:
         found = inputs.locate(options, path, corpus)
@@ -362,7 +362,7 @@ BROKEN: dict[str, tuple[str, str, str | None, list[str]]] = {
     "no set inside": (DEV_EN, "refset", "reference", [f"/{DEV_EN}, line 3: <reference> where <srcset> or <refset>"]),
     "two sets": (DEV_EN, "</refset>\n", "</refset>\n<refset>\n", [f"/{DEV_EN}, line 23: a second set begins"]),
     "other XML": (DEV_EN, "mteval", "html", [f"/{DEV_EN}, line 2: <html> where <mteval> must be"]),
-    "empty segment": (DEV_EN, "Sentence 3 of talk 50.", "", [f"{DEV_EN}", "line 3: is empty", "mend this line"]),
+    "empty segment": (DEV_EN, "Sentence 3 of talk 50.", "", [DEV_EN, "sentence 3: is empty", "mend it in both"]),
     "entities that swell": (DEV_DE, "<mteval>", BOMB, [f"/{DEV_DE}, line 2: declares a document type or entities"]),
     "a file from outside": (DEV_DE, "<mteval>", '<!DOCTYPE m SYSTEM "file:///etc/passwd">\n<mteval>',
                             [f"/{DEV_DE}, line 2: declares a document type"]),
