@@ -356,10 +356,10 @@ class Run:
 
     def train_call(self) -> str | None:
         """The call that goes on with the training, of run.json; None where that does not say."""
-        told = (self.record() or {}).get("call")
-        if not isinstance(told, str):
+        try:
+            words = shlex.split((self.record() or {})["call"])
+        except (KeyError, AttributeError, ValueError):  # none, no text, or a quotation without end
             return None
-        words = shlex.split(told)
         end = words.index("--") if "--" in words else len(words)
         return shlex.join([word for word in words[:end] if word != "--force"] + words[end:])
 
@@ -385,7 +385,15 @@ class Run:
 
     def results(self) -> list[Path]:
         """The files and folders that were made of the trained model."""
-        names = ("evaluation*", "comparison", "calibration-*.json", "tuning*.json", "report.html", "exits.*")
+        names = (
+            "evaluation*",
+            "comparison",
+            "calibration-*.json",
+            "tuning*.json",
+            "report.html",
+            "exits.md",
+            "exits.png",
+        )
         return sorted(path for name in names for path in self.folder.glob(name))
 
     def clear(self) -> None:
