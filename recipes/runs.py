@@ -356,9 +356,12 @@ class Run:
 
     def train_call(self) -> str | None:
         """The call that goes on with the training, of run.json; None where that does not say."""
+        told = (self.record() or {}).get("call")
+        if not isinstance(told, str):
+            return None
         try:
-            words = shlex.split((self.record() or {})["call"])
-        except (KeyError, AttributeError, ValueError):  # none, no text, or a quotation without end
+            words = shlex.split(told)
+        except ValueError:  # a quotation without end
             return None
         end = words.index("--") if "--" in words else len(words)
         return shlex.join([word for word in words[:end] if word != "--force"] + words[end:])
