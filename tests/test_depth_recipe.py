@@ -139,7 +139,9 @@ def test_evaluations_side_by_side(evaluations: list[Path], tmp_path: Path) -> No
     assert (tmp_path / "new/folder/exits.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tmp_path / "new/folder").iterdir()} == {"exits.md", "exits.png"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    found = {line[0]: dict(zip(rows[0], line, strict=True)) for line in rows[2:]}
+    lines = [dict(zip(rows[0], line, strict=True)) for line in rows[2:]]
+    found = {line["exits"]: line for line in lines}
+    assert all(line["evaluation"].startswith("evaluation") for line in lines)
     assert list(found) == ["fixed (layer 2)", "full", *sorted(name for name in found if "halting" in name)]
     for folder in evaluations:
         scores = json.loads((folder / "scores.json").read_text())
