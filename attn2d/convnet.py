@@ -17,39 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from attn2d import ops
 from attn2d.linear import Linear, PackedWeights
 from attn2d.masked_conv import MaskedConv2d
+from fairseq_host.batch_norm import BatchNorm
 
 HALF = (torch.bfloat16, torch.float16)
 
 
-class GridBatchNorm(nn.BatchNorm1d):
+class GridBatchNorm(BatchNorm):
     """Batch normalisation over the cells of real tokens; padded cells come out zero.
 
     Padding shifts neither the batch's statistics nor the running ones. In training, a cell's value depends on the
     whole batch, later target rows included; in evaluation it does not.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-    momentum: float
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        # With a fixed momentum nobody needs the count, and fairseq's --store-ema averages floating-point tensors only.
-        self.num_batches_tracked = None
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of an earlier version
-        # A state dict that says no version is not one of before there was a count: none is to be added.
-        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *args)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GridBatchNorm":
-        # The running statistics stay in float32 where the model is cast to half precision, which would lose their
-        # small steps.
-        kept = self.running_mean, self.running_var
-        super()._apply(fn, recurse)
-        if self.running_mean.dtype in HALF:
-            self.running_mean, self.running_var = (statistics.to(self.running_mean.device) for statistics in kept)
-        return self
 
     def normalise(self, cells: Tensor) -> Tensor:
         """(N, C) → same; a single cell has no variance, and is normalised by the running statistics."""

@@ -274,10 +274,15 @@ class Decoder(TransformerDecoder):
             x = x + self.embed_positions(tokens, incremental_state=incremental_state)[:, -1]
         return x if self.layernorm_embedding is None else self.layernorm_embedding(x)
 
-    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
-        """Rows go on with the histories of rows ``new_order`` (R,)."""
+    def reorder_incremental_state_scripting(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        """Rows go on with the histories of rows ``new_order`` (R,).
+
+        The host asks every module, at every step; with a policy nothing but the search has a state.
+        """
         search = incremental_state.get("depth_adaptive")
-        if search is not None:
+        if search is None:
+            super().reorder_incremental_state_scripting(incremental_state, new_order)
+        else:
             search.reorder(new_order)
 
 

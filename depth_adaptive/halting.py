@@ -6,6 +6,7 @@ encoder; ``...`` are any leading axes. Nothing here knows fairseq.
 A halting has its weights under the name of its kind: so none is loaded into another, whose shapes may be the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -98,7 +99,7 @@ def build_halting(kind: str, *, decoder_dim: int, encoder_dim: int, exits: int) 
 
 
 class Policy:
-    """Chooses the exit of each token of a decoder of ``exits`` blocks. Rows are independent of each other."""
+    """Chooses the exit of each token of a decoder of ``exits`` blocks: by itself the last. Rows are independent."""
 
     def __init__(self, *, exits: int) -> None:
         self.exits = exits
@@ -116,7 +117,7 @@ class Policy:
 
     def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
         """(...) bool: whether to stop after block n < N, of ``state`` (..., D); asked where nothing is planned."""
-        raise NotImplementedError
+        return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
 
     #: what a decision costs, one of ``depth_adaptive.flops.DECISIONS``
     decision = "none"
@@ -165,16 +166,16 @@ def _hash(x: Tensor) -> Tensor:
     return x.double() / 2.0**32
 
 
-class ThresholdPolicy(Policy):
+class ThresholdPolicy(Policy, ABC):
     """Stop after the first block whose score exceeds its threshold."""
 
     def __init__(self, *, exits: int, thresholds: Sequence[float]) -> None:
         super().__init__(exits=exits)
         self.thresholds = _thresholds(thresholds, exits)
 
+    @abstractmethod
     def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
         """(...) from 0 to 1, of ``state`` (..., D) after block n < N."""
-        raise NotImplementedError
 
     def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
         return self.score(n, state, logits) > self.thresholds[n - 1]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_host.batch_norm import BatchNorm
 from memory_layers import reference
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
@@ -24,41 +25,21 @@ from memory_layers.usage import SlotUsage
 QUERY_NORMS = ("batch", "layer", "none")
 
 
-class TokenBatchNorm(nn.BatchNorm1d):
+class TokenBatchNorm(BatchNorm):
     """Batch norm over tokens (T, features) that also takes fewer than two of them, by its running statistics.
 
-    It computes in float32 (float64 in float64) and keeps the running statistics so in a module of half precision:
-    rounded there after every batch they would fall short.
+    It computes in float32 (float64 in float64).
     """
-
-    def __init__(self, features: int) -> None:
-        super().__init__(features)
-        # With a fixed momentum nobody needs the count, and fairseq's --store-ema averages floating-point tensors only.
-        self.num_batches_tracked = None
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        # A state dict that says no version is not one of before there was a count: none is to be added.
-        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *args)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in self.named_buffers():
-            wide = torch.promote_types(value.dtype, torch.float32)
-            if value.dtype != wide:
-                setattr(self, name, before[name].to(value.device, wide))
-        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """(T, features) → (T, features)."""
-        assert self.running_mean is not None
         x, weight, bias = (value.to(self.running_mean.dtype) for value in (input, self.weight, self.bias))
         own = self.training and len(input) >= 2  # the batch's statistics
         # A pass of training without gradients is one that --checkpoint-activations will do again: the running
         # statistics take one step for both.
         frozen = own and not torch.is_grad_enabled()
         mean, var = (None, None) if frozen else (self.running_mean, self.running_var)
-        y = F.batch_norm(x, mean, var, weight, bias, own, self.momentum or 0.0, self.eps)
+        y = F.batch_norm(x, mean, var, weight, bias, own, self.momentum, self.eps)
         return y.to(input.dtype)
 
 

@@ -216,6 +216,11 @@ class Chosen:
     in_ensemble: bool = False  # as one of the others
 
     @property
+    def ensemble(self) -> list[str]:
+        """Parts of the names of what is made of an ensemble; none without one."""
+        return ["ensemble", "+".join(other.model for other in self.others)] if self.others else []
+
+    @property
     def checkpoint(self) -> str:
         """The parameters, for people."""
         names = ", ".join(path.name for path in self.paths)
@@ -338,9 +343,8 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
 def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
     """The folder of an evaluation in its run: "evaluation" and what was asked for, so that no other replaces it."""
     split = [] if arguments.split == "test" else [arguments.split]
-    ensemble = ["ensemble", "+".join(other.model for other in chosen.others)] if chosen.others else []
     search = ["tuned"] if arguments.tuned else []
-    return asked.name(["evaluation", *split, *ensemble, *search], arguments)
+    return asked.name(["evaluation", *split, *chosen.ensemble, *search], arguments)
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:

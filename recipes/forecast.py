@@ -138,7 +138,7 @@ def _batches(found: Any, task: Any, model: Any) -> list[Any]:
     """The first epoch's batches of the training set, as numbers of sentences, before they go to the devices."""
     from fairseq.utils import resolve_max_positions
 
-    found_batches = list(
+    batches = list(
         task.get_batch_iterator(
             dataset=task.dataset("train"),
             max_tokens=found.dataset.max_tokens,
@@ -149,12 +149,12 @@ def _batches(found: Any, task: Any, model: Any) -> list[Any]:
             seed=found.common.seed,
         ).frozen_batches
     )
-    if not found_batches:
+    if not batches:
         raise UserError(
             "no training sentence fits: all are longer than max-tokens, max-source-positions or max-target-positions; "
             "raise them"
         )
-    return found_batches
+    return batches
 
 
 def _lengths(dataset: Any, sentence: int) -> tuple[int, ...]:

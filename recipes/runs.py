@@ -148,16 +148,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` when tracked files differ from it; None outside of git."""
-    told = []
-    for command in ("rev-parse --show-toplevel", "describe --always --abbrev=40 --dirty --exclude=*"):
-        try:
-            found = subprocess.run(["git", *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        told.append(found.stdout.strip())
-    root, name = told
-    # Unpacked in another repository, this is no part of it.
-    return name or None if root and Path(root).resolve() == ROOT else None
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=ROOT,
+            # Unpacked within another repository, this is no part of it.
+            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
@@ -388,15 +391,8 @@ class Run:
 
     def results(self) -> list[Path]:
         """The files and folders that were made of the trained model."""
-        names = (
-            "evaluation*",
-            "comparison",
-            "calibration-*.json",
-            "tuning*.json",
-            "report.html",
-            "exits.md",
-            "exits.png",
-        )
+        names = ("evaluation*", "comparison", "calibration-*.json", "tuning*.json", "report.html", "exits.md",
+                 "exits.png")  # fmt: skip
         return sorted(path for name in names for path in self.folder.glob(name))
 
     def clear(self) -> None:

@@ -29,8 +29,7 @@ KINDS: dict[str, Any] = {
 
 def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
     """The file; another for other parameters, other models of an ensemble or other options of the model."""
-    parts = ["tuning", *(["ensemble", "+".join(other.model for other in chosen.others)] if chosen.others else [])]
-    return chosen.run.folder / f"{asked.name(parts, arguments)}.json"
+    return chosen.run.folder / f"{asked.name(['tuning', *chosen.ensemble], arguments)}.json"
 
 
 def fixed(search: dict[str, Any]) -> dict[str, Any]:

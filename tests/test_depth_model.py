@@ -149,18 +149,19 @@ def beam_with_exits(model: Any, source: Tensor) -> list[list[tuple[list[int], li
 
 @variants
 def test_full_depth_is_the_hosts_transformer(options: dict[str, Any]) -> None:
-    """Teacher-forced, by beam search, and with the last exit chosen, which takes our way of decoding."""
+    """Teacher-forced, by beam search, and with the last exit, chosen or for want of another, in our way of decoding."""
     model = built(**options)
     plain = plain_twin(model, **options)
     expected = run(plain)[0]
     torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
     by_host = beam(plain, SOURCE)
     assert [[t for t, _ in h] for h in beam(model, SOURCE)] == [[t for t, _ in h] for h in by_host]
-    model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=LAYERS)
-    torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
-    for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
-        assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
-        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
+    for policy in (halting.FixedPolicy(exits=LAYERS, exit=LAYERS), halting.Policy(exits=LAYERS)):
+        model.decoder.policy = policy
+        torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
+        for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
+            assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
+            assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
 
 
 def policies(model: DepthAdaptiveTransformerModel) -> dict[str, halting.Policy]:
