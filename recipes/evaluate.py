@@ -1,7 +1,6 @@
 """Translate a test set and score it: `python -m recipes.evaluate CORPUS MODEL` (recipes/evaluate.sh)."""
 
 import argparse
-import hashlib
 import re
 import shlex
 import sys
@@ -244,6 +243,8 @@ class Chosen:
 
     def load_others(self) -> "tuple[Chosen, list[dict[str, Any]]]":
         """The same with the other models' states at its place, and what is told of each."""
+        from recipes import loading
+
         states = [other.load() for other in self.others]
         parts = [
             (state, other.place.checkpoint, other.place.user_dir)
@@ -253,7 +254,7 @@ class Chosen:
             {"model": other.model, "checkpoint": other.checkpoint, "updates": updates_of(state),
              "checkpoint_seconds": seconds_until(other.run, updates_of(state)),
              "training_command": other.record.get("command"), "training_commit": other.record.get("commit"),
-             "parameters_sha256": digest_of(state)}
+             "parameters_sha256": loading.parameters_sha256(state)}
             for other, state in zip(self.others, states, strict=True)
         ]  # fmt: skip
         return replace(self, place=replace(self.place, others=parts)), told
@@ -261,6 +262,8 @@ class Chosen:
     def facts(self, state: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
         """What results of the loaded `state` stand with."""
         import torch
+
+        from recipes import loading
 
         updates = updates_of(state)
         return {
@@ -278,7 +281,7 @@ class Chosen:
             "checkpoint_seconds": seconds_until(self.run, updates),
             "training_command": self.record.get("command"),
             "training_commit": self.record.get("commit"),
-            "parameters_sha256": digest_of(state),
+            "parameters_sha256": loading.parameters_sha256(state),
             "corpus_fingerprint": self.place.corpus.fingerprint,
             "device": "CPU" if self.place.device == "cpu" else torch.cuda.get_device_name(),
             "threads": torch.get_num_threads(),
@@ -357,9 +360,10 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     from recipes import loading, measuring
 
     state = chosen.load()
+    facts = chosen.facts(state, command)
     chosen, ensemble = chosen.load_others()
     if tuning is not None:
-        told = [digest_of(state), *(other["parameters_sha256"] for other in ensemble)]
+        told = [facts["parameters_sha256"], *(other["parameters_sha256"] for other in ensemble)]
         tuned.check_parameters(chosen, tuning, told, arguments)
         chosen.search.update(beam=tuning["beam"], lenpen=tuning["lenpen"])
     sources, references, search = chosen.sources, chosen.references, chosen.search
@@ -369,7 +373,7 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         found = measuring.translate(state, chosen.place, sources, references, chosen.talks, search, arguments.pictures)
     scores: dict[str, Any] = {
         **found.scores,
-        **chosen.facts(state, command),
+        **facts,
         **({"ensemble": ensemble} if ensemble else {}),
         "tuned": None if tuning is None else tuned.told(tuning),
     }
@@ -416,17 +420,6 @@ def updates_of(state: dict[str, Any]) -> int | None:
     """Updates that the checkpoint has seen; None if it does not say."""
     history = state.get("optimizer_history") or [{}]
     return history[-1].get("num_updates")
-
-
-def digest_of(state: dict[str, Any]) -> str:
-    """SHA-256 of the names and values of the parameters, in hexadecimal."""
-    import torch
-
-    found = hashlib.sha256()
-    for name, value in sorted(state["model"].items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def seconds_until(run: Run, updates: int | None) -> float | None:

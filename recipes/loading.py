@@ -1,5 +1,6 @@
 """From a checkpoint to a model and its task on a prepared corpus."""
 
+import hashlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,16 @@ def is_language_model(state: Mapping[str, Any]) -> bool:
     task = configuration.get("task") if isinstance(configuration, Mapping) else None
     name = task.get("_name") if isinstance(task, Mapping) else getattr(task, "_name", None)
     return name == "language_modeling"
+
+
+def parameters_sha256(state: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of the names, types, shapes and values of the parameters of a checkpoint's `state`."""
+    found, parameters = hashlib.sha256(), state.get("model")
+    for name, value in sorted(parameters.items()) if isinstance(parameters, Mapping) else ():  # `load_model` refuses
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def known_options(model: Namespace) -> set[str]:
