@@ -13,12 +13,13 @@ with --of-sentence all hypotheses of a sentence have the same. In one run, in tu
     waiting   the drawn exits, but the whole batch goes as deep as its deepest row
     first     every token leaves after the first block
 
-Ratios of times: `speedup` is host / adaptive, `over_own_full` full / adaptive, `vs_wait_for_slowest` waiting /
-adaptive, `vs_eager` eager / adaptive. What no exit can save (encoder, output layer, beam search itself) is told from
-first and full: the time of no blocks at all, on the line through one block and six; `unavoidable_share` is its share of
-full, and `most_over_own_full` full / adaptive if a token cost its own blocks only and nothing else were added.
-`most_vs_wait` is waiting / adaptive if compacting cost nothing: if each block took the time that it takes for as many
-rows as are alive. Few rows take longer each, since the weights are read for them all the same.
+The encoder is the same in all of them. Ratios of times: `speedup` is host / adaptive, `over_own_full` full /
+adaptive, `vs_wait_for_slowest` waiting / adaptive, `vs_eager` eager / adaptive. What no exit can save (encoder,
+output layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one
+block and six; `unavoidable_share` is its share of full, and `most_over_own_full` full / adaptive if a token cost its
+own blocks only and nothing else were added. `most_vs_wait` is waiting / adaptive if compacting cost nothing: if each
+block took the time that it takes for as many rows as are alive. Few rows take longer each, since the weights are read
+for them all the same.
 """
 
 import argparse

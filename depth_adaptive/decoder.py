@@ -6,37 +6,17 @@ Axes: N blocks and exits (counted from 1), B batch, T target, D dimension of the
 from typing import Any
 
 import torch
-from fairseq.models.transformer import TransformerDecoder, TransformerEncoder
+from fairseq.models.transformer import TransformerDecoder
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
 from depth_adaptive import decoding
 from depth_adaptive.config import DepthOptions, build_policy, options_of, temperatures
+from depth_adaptive.encoder import expanded
 from depth_adaptive.halting import Policy, build_halting
 from depth_adaptive.losses import gradient_scales, scale_gradient
 from depth_adaptive.products import Products
 from fairseq_host.errors import UserError
-
-
-class Encoder(TransformerEncoder):
-    """The host's. The rows that beam search makes of a sentence share its output, instead of a copy each."""
-
-    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
-        """Only "rows" (R,), the sentence of each row, is reordered; :func:`expanded` makes the copies."""
-        rows = encoder_out["rows"][0] if "rows" in encoder_out else None
-        return {**encoder_out, "rows": [new_order if rows is None else rows[new_order]]}
-
-
-def expanded(encoder_out: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """An encoder's output with the host's meaning: a sentence for each row."""
-    if "rows" not in encoder_out:
-        return encoder_out
-    (rows,) = encoder_out["rows"]
-    plain = {name: value for name, value in encoder_out.items() if name != "rows"}
-    for name, axis in (("encoder_out", 1), ("encoder_padding_mask", 0), ("encoder_embedding", 0), ("src_lengths", 0)):
-        plain[name] = [value.index_select(axis, rows) for value in plain.get(name, [])]
-    plain["encoder_states"] = [state.index_select(1, rows) for state in plain.get("encoder_states", [])]
-    return plain
 
 
 class Pass:
@@ -98,6 +78,7 @@ class Decoder(TransformerDecoder):
 
     def __init__(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding, no_encoder_attn: bool = False) -> None:
         super().__init__(args, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
+        self.dropout_module.module_name = TransformerDecoder.__name__  # by which --retain-dropout-modules asks
         options = options_of(args)
         exits = self.num_layers
         # Where blocks normalise their outputs, an exit has nothing to add.
@@ -126,7 +107,8 @@ class Decoder(TransformerDecoder):
 
     def train(self, mode: bool = True) -> "Decoder":
         """The host's. Weights that training changes are not to be found in copies later."""
-        self.products.clear()
+        if mode or self.training:
+            self.products.clear()
         return super().train(mode)
 
     def make_generation_fast_(self, retain_dropout: bool = False, need_attn: Any = None, **options: Any) -> None:

@@ -21,10 +21,8 @@ FEW_ROWS = 8
 
 
 def grown(storage: Tensor, slots: int) -> Tensor:
-    """``storage`` (slots, ...), with its contents, for so many slots at least; what is new has any value."""
-    if storage.size(0) >= slots:
-        return storage
-    larger = storage.new_empty(max(slots, 2 * storage.size(0)), *storage.shape[1:])
+    """``storage`` (slots, ...), with its contents, for so many slots; what is new has any value."""
+    larger = storage.new_empty(slots, *storage.shape[1:])
     larger[: storage.size(0)] = storage
     return larger
 
@@ -47,7 +45,7 @@ class Search:
         like = encoder_out.new_empty(0)
         self.kept = like.new_empty(0, decoder.embed_dim)  # the state a slot has left with
         self.keys_values = [like.new_empty(0, 2 * decoder.embed_dim) for _ in layers]
-        self.filled = [torch.zeros(0, dtype=torch.bool, device=like.device) for _ in layers]
+        self.filled = torch.zeros(len(layers), 0, dtype=torch.bool, device=like.device)  # whether a slot has them
         self.history: Tensor | None = None  # (R, t) slots of each row
         self.exits: Tensor | None = None  # (R, t) exits of each row
         self.used = 0  # slots
@@ -64,12 +62,12 @@ class Search:
         device = self.encoder_out.device
         new = torch.arange(self.used, self.used + rows, device=device)
         self.used += rows
-        room = self.used if self.history is not None else POSITIONS * rows
-        self.kept = grown(self.kept, room)
-        for n, storage in enumerate(self.keys_values):
-            self.keys_values[n] = grown(storage, room)
-            self.filled[n] = grown(self.filled[n], room)
-            self.filled[n][new] = False
+        room = self.kept.size(0)
+        if self.used > room:
+            more = max(POSITIONS * rows, 2 * room, self.used)
+            self.kept = grown(self.kept, more)
+            self.keys_values = [grown(storage, more) for storage in self.keys_values]
+            self.filled = F.pad(self.filled, (0, more - room))
         self.history = new[:, None] if self.history is None else torch.cat([self.history, new[:, None]], 1)
         return new
 

@@ -12,7 +12,8 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from torch import Tensor, nn
 
 from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
-from depth_adaptive.decoder import Decoder, Encoder
+from depth_adaptive.decoder import Decoder
+from depth_adaptive.encoder import Encoder
 from depth_adaptive.flops import Flops, Sizes, full_depth, of_exits
 from fairseq_host.errors import UserError
 

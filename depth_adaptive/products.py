@@ -33,9 +33,13 @@ class Products:
         """Forget the copies."""
         self._copies.clear()
 
+    def takes(self, x: Tensor, *layers: nn.Linear) -> bool:
+        """Whether oneDNN multiplies x (..., I) with the layers' weights."""
+        return not torch.is_grad_enabled() and all(onednn.takes(x, layer.weight) for layer in layers)
+
     def __call__(self, x: Tensor, *layers: nn.Linear, relu: bool = False) -> Tensor:
         """The layers' outputs of x (..., I), side by side in the last axis, and then ReLU if asked."""
-        if torch.is_grad_enabled() or not all(onednn.takes(x, layer.weight) for layer in layers):
+        if not self.takes(x, *layers):
             outputs = [F.linear(x, layer.weight, layer.bias) for layer in layers]
             y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             return F.relu_(y) if relu else y

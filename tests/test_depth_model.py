@@ -13,6 +13,7 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.transformer import TransformerModel
+from fairseq.modules import FairseqDropout
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
@@ -20,6 +21,7 @@ import depth_adaptive  # noqa: F401  (it registers)
 from depth_adaptive import decoding, halting
 from depth_adaptive.decoder import Pass
 from depth_adaptive.model import DepthAdaptiveTransformerModel
+from fairseq_host import onednn
 from fairseq_host.errors import UserError
 
 LAYERS = 4
@@ -162,6 +164,43 @@ def test_full_depth_is_the_hosts_transformer(options: dict[str, Any]) -> None:
         for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
             assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
             assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
+
+
+def encoded(model: Any, source: Tensor = SOURCE) -> Tensor:
+    """The encoder's output at real positions."""
+    with torch.no_grad():
+        output = model.encoder(source, source.ne(1).sum(1))["encoder_out"][0]
+    return output.transpose(0, 1)[source.ne(1)]
+
+
+@variants
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("left", [False, True])
+def test_products_of_the_encoder_change_nothing(options: dict[str, Any], dtype: torch.dtype, left: bool) -> None:
+    source = sentences(5, 9, 3, left=left)
+    model = built(**options)
+    exact = encoded(plain_twin(model, **options), source)
+    found = encoded(model.to(dtype), source)
+    assert all(layer.products._copies for layer in model.encoder.layers) == onednn.AVAILABLE
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
+
+
+def test_dropout_is_retained_by_the_hosts_names() -> None:
+    """Those that --retain-dropout-modules takes, each alone."""
+    model = built(dropout=0.3, activation_dropout=0.3, attention_dropout=0.3).float()
+    plain = plain_twin(model)
+
+    def names(model: Any) -> set[str]:
+        return {module.module_name for module in model.modules() if isinstance(module, FairseqDropout)}
+
+    assert names(model) == names(plain)
+    kept = encoded(model)
+    assert torch.equal(encoded(model), kept)
+    for name in ("TransformerEncoderLayerBase", "MultiheadAttention", "TransformerEncoder"):
+        again = copy.deepcopy(model)
+        again.make_generation_fast_(retain_dropout=True, retain_dropout_modules=[name])
+        assert not torch.equal(encoded(again), encoded(again)), name
 
 
 def policies(model: DepthAdaptiveTransformerModel) -> dict[str, halting.Policy]:
@@ -487,9 +526,12 @@ def test_training_forgets_the_copies_of_weights() -> None:
     """Updates in half precision write through ``.data``, which nothing sees."""
     model = built().float()
     model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=2)
+    users = [model.decoder, *model.encoder.layers]
     beam(model, SOURCE)
-    assert model.decoder.products._copies
+    model.eval()  # as the host does before every batch of a validation: nothing has changed
+    assert all(module.products._copies for module in users)
     model.train()
+    assert not any(module.products._copies for module in users)
     for parameter in model.parameters():
         parameter.data.mul_(1.5)
     model.eval()
