@@ -150,11 +150,11 @@ class Decoder(TransformerDecoder):
 
     def logits_by_exit(self, states: Tensor, exits: Tensor) -> Tensor:
         """(R, V) of states (R, D) that each have left at their exit (R,)."""
+        if not len(self.exit_norms) and not len(self.exit_projections) and self.temperatures is None:
+            return self.exit_logits(self.num_layers, states)
         present = exits.unique().tolist()
         if len(present) == 1:
             return self.exit_logits(present[0], states)
-        if not len(self.exit_norms) and not len(self.exit_projections) and self.temperatures is None:
-            return self.exit_logits(self.num_layers, states)
         rows = [(exits == n).nonzero().squeeze(1) for n in present]
         shared = not len(self.exit_projections)
         of_exit = self._tempered if shared else self.exit_logits

@@ -9,22 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from depth_adaptive import ops
+from depth_adaptive.block import Block, grown
 from depth_adaptive.halting import Policy
 
 POSITIONS = 16  # that there is room for at first
 # With so few rows a block takes the time of reading its weights, however many rows there are: all of them go on until
 # the last has left, and what a block makes of the others is not taken. Their keys and values are copied states'.
 FEW_ROWS = 8
-
-
-def grown(storage: Tensor, slots: int) -> Tensor:
-    """``storage`` (slots, ...), with its contents, for so many slots; what is new has any value."""
-    larger = storage.new_empty(slots, *storage.shape[1:])
-    larger[: storage.size(0)] = storage
-    return larger
 
 
 class Search:
@@ -38,52 +30,51 @@ class Search:
     """
 
     def __init__(self, decoder: Any, encoder_out: Tensor, padding: Tensor | None, *, eager: bool) -> None:
-        layers = list(decoder.layers)
+        self.decoder = decoder
         self.encoder_out = encoder_out
         self.eager = eager
         self.sentence = mean_state(encoder_out, padding)  # (B, E)
-        like = encoder_out.new_empty(0)
-        self.kept = like.new_empty(0, decoder.embed_dim)  # the state a slot has left with
-        self.keys_values = [like.new_empty(0, 2 * decoder.embed_dim) for _ in layers]
-        self.filled = torch.zeros(len(layers), 0, dtype=torch.bool, device=like.device)  # whether a slot has them
+        self.kept = encoder_out.new_empty(0, decoder.embed_dim)  # the state a slot has left with
+        self.blocks: list[Block | None] = [None] * len(decoder.layers)  # those that some row has reached
         self.history: Tensor | None = None  # (R, t) slots of each row
         self.exits: Tensor | None = None  # (R, t) exits of each row
         self.used = 0  # slots
-        self.complete = [True for _ in layers]  # whether all slots have keys and values
         length, count, _ = encoder_out.shape
-        # Rows of `source` that hold a sentence's keys and values; below 0 at padding: (B, S)
-        self.places = torch.arange(length * count, device=like.device).view(length, count).t().contiguous()
+        # Rows of a block's `source` that hold a sentence's keys and values; below 0 at padding: (B, S)
+        self.places = torch.arange(length * count, device=encoder_out.device).view(length, count).t().contiguous()
         if padding is not None:
             self.places.masked_fill_(padding, -1)
-        self.source: list[Tensor | None] = [None for _ in layers]  # (S * B, 2D) of each block
+
+    def block(self, n: int) -> Block:
+        """Block n, from 1."""
+        found = self.blocks[n - 1]
+        if found is None:
+            found = self.blocks[n - 1] = Block(self.decoder.layers[n - 1], self.decoder.products, self)
+        return found
 
     def begin_step(self, rows: int) -> Tensor:
         """Room for the next position of all rows; their slots (R,)."""
-        device = self.encoder_out.device
-        new = torch.arange(self.used, self.used + rows, device=device)
+        new = torch.arange(self.used, self.used + rows, device=self.encoder_out.device)
         self.used += rows
-        room = self.kept.size(0)
-        if self.used > room:
-            more = max(POSITIONS * rows, 2 * room, self.used)
-            self.kept = grown(self.kept, more)
-            self.keys_values = [grown(storage, more) for storage in self.keys_values]
-            self.filled = F.pad(self.filled, (0, more - room))
+        if self.used > (room := self.kept.size(0)):
+            room = max(POSITIONS * rows, 2 * room, self.used)
+            self.kept = grown(self.kept, room)
+            for block in self.blocks:
+                if block is not None:
+                    block.grow(room)
         self.history = new[:, None] if self.history is None else torch.cat([self.history, new[:, None]], 1)
         return new
 
-    def keep(self, n: int, slots: Tensor, keys_values: Tensor) -> None:
-        """Keys and values (A, 2D) in block n (from 0) of ``slots`` (A,)."""
-        self.keys_values[n].index_copy_(0, slots, keys_values)
-        self.filled[n].index_fill_(0, slots, True)
+    def end_step(self, x: Tensor, exits: Tensor, computed: int) -> None:
+        """Note the exits (R,) of the rows at this position, and the states x (R, D) that they have left with.
 
-    def missing(self, n: int, alive: Tensor | None) -> Tensor | None:
-        """Slots in the histories of the rows ``alive`` that have no keys and values in block n; None: all have."""
-        if self.complete[n]:
-            return None
-        assert self.history is not None
-        history = self.history if alive is None else self.history[alive]
-        slots = history[~self.filled[n][history]]
-        return slots.unique() if slots.numel() else None
+        All rows are known to the first ``computed`` blocks.
+        """
+        self.kept[self.used - x.size(0) : self.used] = x
+        for block in self.blocks[computed:]:
+            if block is not None:
+                block.complete = False
+        self.exits = exits[:, None] if self.exits is None else torch.cat([self.exits, exits[:, None]], 1)
 
     def reorder(self, order: Tensor) -> None:
         """Row i goes on with the history of row order[i]."""
@@ -128,7 +119,7 @@ def step(
     few = x.size(0) <= FEW_ROWS and not search.eager
     for n in range(1, total + 1):
         computed = None if few else alive
-        x_alive = _block(decoder, search, n - 1, x if computed is None else x[computed], slots, computed, sentences)
+        x_alive = search.block(n)(x if computed is None else x[computed], search, slots, computed, sentences)
         if alive is not None and few:
             x_alive = x_alive[alive]
         x = x_alive if alive is None else x.index_copy(0, alive, x_alive)
@@ -155,95 +146,16 @@ def step(
         if found is not None:
             logits = found.new_empty(x.size(0), found.size(1)) if logits is None else logits
             logits[rows] = found[leaving]
-        search.kept[slots[rows]] = x[rows]
         if search.eager:
-            for upper in range(n, total):
-                _fill(decoder, search, upper, slots[rows])
+            for upper in range(n + 1, total + 1):
+                search.block(upper).fill(slots[rows], x[rows])
         staying = (~stops).nonzero().squeeze(1)
         alive = staying if alive is None else alive[staying]
         if not alive.numel():
             break
-    if not search.eager:
-        for upper in range(n if few else int(exits.min()), total):
-            search.complete[upper] = False
     if logits is None:
         logits = decoder.logits_by_exit(x, exits)
     elif alive is not None and alive.numel():
         logits[alive] = decoder.exit_logits(total, x[alive])
-    search.exits = exits[:, None] if search.exits is None else torch.cat([search.exits, exits[:, None]], 1)
+    search.end_step(x, exits, total if search.eager else n if few else int(exits.min()))
     return logits, exits
-
-
-def _block(
-    decoder: Any, search: Search, n: int, x: Tensor, slots: Tensor, alive: Tensor | None, sentences: Tensor
-) -> Tensor:
-    """Block n (from 0) of the rows ``alive``, whose input is x (A, D): the host's layer in evaluation mode."""
-    layer, products = decoder.layers[n], decoder.products
-    before = layer.normalize_before
-    residual = x
-    if before:
-        x = layer.self_attn_layer_norm(x)
-    x = _attend_to_history(decoder, search, n, x, slots, alive)
-    if layer.c_attn is not None:
-        x = (x.view(x.size(0), layer.nh, -1) * layer.c_attn[:, None]).flatten(1)
-    if layer.attn_ln is not None:
-        x = layer.attn_ln(x)
-    x = residual + x
-    if not before:
-        x = layer.self_attn_layer_norm(x)
-    if layer.encoder_attn is not None:
-        residual = x
-        if before:
-            x = layer.encoder_attn_layer_norm(x)
-        x = residual + _attend_to_source(decoder, search, n, x, sentences if alive is None else sentences[alive])
-        if not before:
-            x = layer.encoder_attn_layer_norm(x)
-    residual = x
-    if before:
-        x = layer.final_layer_norm(x)
-    relu = layer.activation_fn is F.relu
-    x = products(x, layer.fc1, relu=relu)
-    if not relu:
-        x = layer.activation_fn(x)
-    if layer.ffn_layernorm is not None:
-        x = layer.ffn_layernorm(x)
-    x = products(x, layer.fc2)
-    if layer.w_resid is not None:
-        residual = layer.w_resid * residual
-    x = residual + x
-    return x if before else layer.final_layer_norm(x)
-
-
-def _attend_to_history(decoder: Any, search: Search, n: int, x: Tensor, slots: Tensor, alive: Tensor | None) -> Tensor:
-    """Self-attention of the normalised inputs x (A, D) over each row's history, itself included: (A, D)."""
-    attention = decoder.layers[n].self_attn
-    d = attention.embed_dim
-    projected = decoder.products(x, attention.k_proj, attention.v_proj, attention.q_proj)  # (A, 3D)
-    search.keep(n, slots if alive is None else slots[alive], projected[:, : 2 * d])
-    assert search.history is not None
-    if (missing := search.missing(n, alive)) is not None:
-        _fill(decoder, search, n, missing)
-    read = ops.attend(projected[:, 2 * d :], search.keys_values[n], search.history, alive, attention.num_heads)
-    return decoder.products(read, attention.out_proj)
-
-
-def _fill(decoder: Any, search: Search, n: int, slots: Tensor) -> None:
-    """Keys and values in block n of slots that have left below it, from their copied states (section 3)."""
-    attention = decoder.layers[n].self_attn
-    copied = _copied(decoder, search, n, slots)
-    search.keep(n, slots, decoder.products(copied, attention.k_proj, attention.v_proj))
-
-
-def _copied(decoder: Any, search: Search, n: int, slots: Tensor) -> Tensor:
-    """What block n's keys and values are made from, of slots that have left below it: (A, D)."""
-    layer, x = decoder.layers[n], search.kept[slots]
-    return layer.self_attn_layer_norm(x) if layer.normalize_before else x
-
-
-def _attend_to_source(decoder: Any, search: Search, n: int, x: Tensor, sentences: Tensor) -> Tensor:
-    """Attention of x (A, D) over the sources ``sentences`` (A,): (A, D). Rows of a sentence share keys and values."""
-    attention, products = decoder.layers[n].encoder_attn, decoder.products
-    if (source := search.source[n]) is None:
-        source = search.source[n] = products(search.encoder_out, attention.k_proj, attention.v_proj).flatten(0, 1)
-    queries = products(x, attention.q_proj)
-    return products(ops.attend(queries, source, search.places, sentences, attention.num_heads), attention.out_proj)

@@ -3,6 +3,8 @@
 Axes: ... any, I inputs of a linear layer.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,18 +35,24 @@ class Products:
         """Forget the copies."""
         self._copies.clear()
 
-    def takes(self, x: Tensor, *layers: nn.Linear) -> bool:
-        """Whether oneDNN multiplies x (..., I) with the layers' weights."""
-        return not torch.is_grad_enabled() and all(onednn.takes(x, layer.weight) for layer in layers)
+    def takes(self, like: Tensor, *layers: nn.Linear) -> bool:
+        """Whether oneDNN multiplies inputs like this one with the layers' weights."""
+        return not torch.is_grad_enabled() and all(onednn.takes(like, layer.weight) for layer in layers)
+
+    def of(self, like: Tensor, *layers: nn.Linear, relu: bool = False) -> Callable[[Tensor], Tensor]:
+        """The function from x (..., I) to the layers' outputs, side by side in the last axis, and then ReLU if asked.
+
+        It is for inputs of ``like``'s device and dtype, for weights as they are now, and without gradients if it was
+        made without.
+        """
+        if self.takes(like, *layers):
+            weight, bias = self._weights(layers)
+            return partial(onednn.product, weight=weight, bias=bias, activation="relu" if relu else "none")
+        return partial(_by_torch, layers=layers, relu=relu)
 
     def __call__(self, x: Tensor, *layers: nn.Linear, relu: bool = False) -> Tensor:
-        """The layers' outputs of x (..., I), side by side in the last axis, and then ReLU if asked."""
-        if not self.takes(x, *layers):
-            outputs = [F.linear(x, layer.weight, layer.bias) for layer in layers]
-            y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            return F.relu_(y) if relu else y
-        weight, bias = self._weights(layers)
-        return onednn.product(x, weight, bias, "relu" if relu else "none")
+        """:meth:`of` an input like x, and of x."""
+        return self.of(x, *layers, relu=relu)(x)
 
     def _weights(self, layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
         tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
@@ -58,3 +66,9 @@ class Products:
             bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
             found = self._copies[layers] = (state, onednn.packed(weight), bias)
         return found[1], found[2]
+
+
+def _by_torch(x: Tensor, layers: tuple[nn.Linear, ...], relu: bool) -> Tensor:
+    outputs = [F.linear(x, layer.weight, layer.bias) for layer in layers]
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    return F.relu_(y) if relu else y
