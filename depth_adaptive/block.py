@@ -120,8 +120,6 @@ class Block:
         self.keys_values = grown(self.keys_values, slots)
         self.filled = F.pad(self.filled, (0, slots - self.filled.size(0)))
 
-    # What not every search needs:
-
     @cached_property
     def copied(self) -> Callable[[Tensor], Tensor]:
         """Keys and values from copied states."""

@@ -242,7 +242,7 @@ class Decoder(TransformerDecoder):
             incremental_state["depth_adaptive"] = search
         rows = encoder_out["rows"][0] if "rows" in encoder_out else torch.arange(tokens.size(0), device=tokens.device)
         x = self._embed(tokens, incremental_state)  # (R, D)
-        logits, exits = decoding.step(self, search, policy, x, tokens[:, -1], rows)
+        logits, exits = decoding.step(search, policy, x, tokens[:, -1], rows)
         return logits[:, None], {"attn": [None], "inner_states": [], "exits": exits[:, None]}
 
     def _embed(self, tokens: Tensor, incremental_state: dict[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """One step of decoding in which every row stops at its own block, and blocks compute only the rows still alive.
 
-Axes: R rows (hypotheses of all sentences), A rows that are alive, S source, t positions decoded so far, D dimension,
-H heads. A *slot* is one decoded position of one row; its keys, values and state are stored once, and the hypotheses
+Axes: R rows (hypotheses of all sentences), A rows that are alive, S source, t positions decoded so far, D dimension.
+A *slot* is one decoded position of one row; its keys, values and state are stored once, and the hypotheses
 that beam search makes of a row share them: they hold the numbers of their slots, (R, t), and only these are reordered.
 """
 
@@ -46,7 +46,7 @@ class Search:
             self.places.masked_fill_(padding, -1)
 
     def block(self, n: int) -> Block:
-        """Block n, from 1."""
+        """Block n, from 1; it holds nothing before the first call."""
         found = self.blocks[n - 1]
         if found is None:
             found = self.blocks[n - 1] = Block(self.decoder.layers[n - 1], self.decoder.products, self)
@@ -95,9 +95,7 @@ def mean_state(encoder_out: Tensor, padding: Tensor | None) -> Tensor:
     return (total / (~padding).sum(1, keepdim=True)).to(encoder_out.dtype)
 
 
-def step(
-    decoder: Any, search: Search, policy: Policy, x: Tensor, tokens: Tensor, sentences: Tensor
-) -> tuple[Tensor, Tensor]:
+def step(search: Search, policy: Policy, x: Tensor, tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
     """Decode one position of every row.
 
     Args:
@@ -108,7 +106,7 @@ def step(
     Returns:
         The output layer's logits (R, V) and the exits (R,) int64.
     """
-    total = len(decoder.layers)
+    decoder, total = search.decoder, len(search.blocks)
     slots = search.begin_step(x.size(0))
     assert search.history is not None
     exits = torch.full_like(tokens, total)
