@@ -32,20 +32,26 @@ class Block:
     def __init__(self, layer: Any, products: Products, search: "Search") -> None:
         self.layer = layer
         self.encoder_out, self.places = search.encoder_out, search.places  # not the search, which has its blocks
-        self.of = partial(products.of, search.encoder_out)
-        history = layer.self_attn
-        self.keys_values_queries = self.of(history.k_proj, history.v_proj, history.q_proj)
-        self.read = self.of(history.out_proj)
+        self.bind = partial(products.bind, search.encoder_out)
+        own, source = layer.self_attn, layer.encoder_attn
+        self.keys_values_queries = self.bind(own.k_proj, own.v_proj, own.q_proj)
+        self.out = self.bind(own.out_proj)
+        if source is not None:
+            self.source_queries = self.bind(source.q_proj)
+            self.source_out = self.bind(source.out_proj)
         self.relu = layer.activation_fn is F.relu
-        self.fc1 = self.of(layer.fc1, relu=self.relu)
-        self.fc2 = self.of(layer.fc2)
+        self.fc1 = self.bind(layer.fc1, relu=self.relu)
+        self.fc2 = self.bind(layer.fc2)
         assert search.history is not None
-        self.keys_values = search.kept.new_empty(search.kept.size(0), 2 * history.embed_dim)  # of each slot
+        self.keys_values = search.kept.new_empty(search.kept.size(0), 2 * own.embed_dim)  # of each slot
         self.filled = torch.zeros(search.kept.size(0), dtype=torch.bool, device=search.kept.device)  # which have them
         self.complete = search.history.size(1) == 1  # whether all earlier slots have
 
     def __call__(self, x: Tensor, search: "Search", slots: Tensor, alive: Tensor | None, sentences: Tensor) -> Tensor:
-        """The output (A, D) for x (A, D) of the rows ``alive`` (A,), of all rows' slots and sentences; None: all."""
+        """The output (A, D) for the input x (A, D) of the rows ``alive`` (A,), None: of all.
+
+        ``slots`` and ``sentences`` (R,) are those of all rows.
+        """
         layer = self.layer
         before = layer.normalize_before
         residual = x
@@ -89,15 +95,15 @@ class Block:
         self.keep(slots, keys_values)
         if (missing := self.missing(history, alive)) is not None:
             self.fill(missing, search.kept[missing])
-        return self.read(ops.attend(queries, self.keys_values, history, alive, attention.num_heads))
+        return self.out(ops.attend(queries, self.keys_values, history, alive, attention.num_heads))
 
     def attend_to_source(self, x: Tensor, sentences: Tensor) -> Tensor:
         """Attention of x (A, D) over the sources ``sentences`` (A,): (A, D)."""
         heads = self.layer.encoder_attn.num_heads
-        return self.source_read(ops.attend(self.source_queries(x), self.source, self.places, sentences, heads))
+        return self.source_out(ops.attend(self.source_queries(x), self.source, self.places, sentences, heads))
 
     def keep(self, slots: Tensor, keys_values: Tensor) -> None:
-        """Keys and values (A, 2D) of ``slots`` (A,)."""
+        """Note the keys and values (A, 2D) of ``slots`` (A,)."""
         self.keys_values.index_copy_(0, slots, keys_values)
         self.filled.index_fill_(0, slots, True)
 
@@ -116,25 +122,17 @@ class Block:
         self.keep(slots, self.copied(layer.self_attn_layer_norm(states) if layer.normalize_before else states))
 
     def grow(self, slots: int) -> None:
-        """Room for so many."""
+        """Make room for so many."""
         self.keys_values = grown(self.keys_values, slots)
         self.filled = F.pad(self.filled, (0, slots - self.filled.size(0)))
 
     @cached_property
     def copied(self) -> Callable[[Tensor], Tensor]:
-        """Keys and values from copied states."""
-        return self.of(self.layer.self_attn.k_proj, self.layer.self_attn.v_proj)
+        """The function from copied states (A, D) to keys and values (A, 2D)."""
+        return self.bind(self.layer.self_attn.k_proj, self.layer.self_attn.v_proj)
 
     @cached_property
     def source(self) -> Tensor:
         """Keys and values of the source (S * B, 2D), which all rows of a sentence share."""
         attention = self.layer.encoder_attn
-        return self.of(attention.k_proj, attention.v_proj)(self.encoder_out).flatten(0, 1)
-
-    @cached_property
-    def source_queries(self) -> Callable[[Tensor], Tensor]:
-        return self.of(self.layer.encoder_attn.q_proj)
-
-    @cached_property
-    def source_read(self) -> Callable[[Tensor], Tensor]:
-        return self.of(self.layer.encoder_attn.out_proj)
+        return self.bind(attention.k_proj, attention.v_proj)(self.encoder_out).flatten(0, 1)

@@ -105,12 +105,6 @@ class Decoder(TransformerDecoder):
         nn.init.normal_(projection.weight, mean=0, std=self.output_embed_dim**-0.5)
         return projection
 
-    def train(self, mode: bool = True) -> "Decoder":
-        """The host's. Weights that training changes are not to be found in copies later."""
-        if mode or self.training:
-            self.products.clear()
-        return super().train(mode)
-
     def make_generation_fast_(self, retain_dropout: bool = False, need_attn: Any = None, **options: Any) -> None:
         """The host's, told the options of decoding. Raises a UserError for those that our steps pass by."""
         for option, asked in (("--retain-dropout", retain_dropout), ("--print-alignment", need_attn)):

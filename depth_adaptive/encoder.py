@@ -24,15 +24,9 @@ class EncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.products = Products()
-        self.dropouts = self.dropout_module, self.activation_dropout_module, self.self_attn.dropout_module
-        for dropout in self.dropouts[:2]:
+        for dropout in (self.dropout_module, self.activation_dropout_module):
             dropout.module_name = TransformerEncoderLayerBase.__name__  # by which --retain-dropout-modules asks
-
-    def train(self, mode: bool = True) -> "EncoderLayer":
-        """The host's. Weights that training changes are not to be found in copies later."""
-        if mode or self.training:
-            self.products.clear()
-        return super().train(mode)
+        self.dropouts = self.dropout_module, self.activation_dropout_module, self.self_attn.dropout_module
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Any:
         """The layer's output (S, B, D) of x (S, B, D); the mask (B, S) is True at padding."""

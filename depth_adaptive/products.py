@@ -1,4 +1,4 @@
-"""Products with the decoder's weights, a few rows at a time, as a step of decoding makes them.
+"""Products with the weights of linear layers where they do not learn: in the encoder, and in a step of decoding.
 
 Axes: ... any, I inputs of a linear layer.
 """
@@ -14,15 +14,16 @@ from torch.nn import functional as F
 from fairseq_host import onednn
 
 
-class Products:
+class Products(nn.Module):
     """Linear layers' products, those of one input as a single one, with weights kept in the layout that suits the CPU.
 
-    The copies last until :meth:`clear`, or until a weight is another tensor or has been written to; writing through
-    ``.data`` goes unseen, so a model that trains calls :meth:`clear`. They take as much memory as the weights. Where
-    oneDNN does not multiply (other devices and number formats, gradients), the layers' own weights are used.
+    The copies last until the model trains, or until a weight is another tensor or has been written to; writing through
+    ``.data``, as training in half precision does, goes unseen. They take as much memory as the weights. Where oneDNN
+    does not multiply (other devices and number formats, gradients), the layers' own weights are used.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._copies: dict[tuple[nn.Linear, ...], tuple[Any, Tensor, Tensor | None]] = {}
 
     def __deepcopy__(self, memo: Any) -> "Products":
@@ -31,15 +32,17 @@ class Products:
     def __reduce__(self) -> Any:
         return Products, ()
 
-    def clear(self) -> None:
-        """Forget the copies."""
-        self._copies.clear()
+    def train(self, mode: bool = True) -> "Products":
+        """The module's; the copies are forgotten, but not from one evaluation to the next."""
+        if mode or self.training:
+            self._copies.clear()
+        return super().train(mode)
 
     def takes(self, like: Tensor, *layers: nn.Linear) -> bool:
         """Whether oneDNN multiplies inputs like this one with the layers' weights."""
         return not torch.is_grad_enabled() and all(onednn.takes(like, layer.weight) for layer in layers)
 
-    def of(self, like: Tensor, *layers: nn.Linear, relu: bool = False) -> Callable[[Tensor], Tensor]:
+    def bind(self, like: Tensor, *layers: nn.Linear, relu: bool = False) -> Callable[[Tensor], Tensor]:
         """The function from x (..., I) to the layers' outputs, side by side in the last axis, and then ReLU if asked.
 
         It is for inputs of ``like``'s device and dtype, for weights as they are now, and without gradients if it was
@@ -50,9 +53,9 @@ class Products:
             return partial(onednn.product, weight=weight, bias=bias, activation="relu" if relu else "none")
         return partial(_by_torch, layers=layers, relu=relu)
 
-    def __call__(self, x: Tensor, *layers: nn.Linear, relu: bool = False) -> Tensor:
-        """:meth:`of` an input like x, and of x."""
-        return self.of(x, *layers, relu=relu)(x)
+    def forward(self, x: Tensor, *layers: nn.Linear, relu: bool = False) -> Tensor:
+        """The layers' outputs of x (..., I), side by side in the last axis, and then ReLU if asked."""
+        return self.bind(x, *layers, relu=relu)(x)
 
     def _weights(self, layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
         tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]

@@ -323,7 +323,7 @@ def test_copies_follow_their_weights() -> None:
     layer.weight.data = torch.randn(8, 8)
     check()
     layer.weight.data.mul_(2)  # as fairseq does after an update in half precision: unseen
-    products.clear()
+    products.train()
     check()
     layer = nn.Linear(8, 8)
     check()
