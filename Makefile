@@ -27,7 +27,7 @@ test: $(stamp) browser
 
 # Without one, the tests of the report fail; the others do not need it.
 browser: $(stamp)
-	-@$(bin)/python tests/install_chromium.py
+	-@$(bin)/python tests/support/install_chromium.py
 
 lint: $(stamp)
 	@$(bin)/ruff format --check .
@@ -47,15 +47,15 @@ cuda-check:
 # it keeps memory to its end, so leaks are not looked for.
 sanitize: $(stamp)
 	@rm -rf build/sanitize && mkdir -p build/sanitize
-	@cp -R attn2d depth_adaptive fairseq_host memory_layers native tests pyproject.toml README.md LICENSE setup.py build/sanitize/
+	@cp -R attn2d depth_adaptive thoth_core fairseq_compat memory_layers recipes native tests pyproject.toml README.md LICENSE setup.py build/sanitize/
 	@rm -f build/sanitize/*/_C*.so
 	@cd build/sanitize && MEMORY_LAYERS_BUILD=cpu NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer \
 	  -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all" \
 	  $(abspath $(bin))/python setup.py --quiet build_ext --inplace
 	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/test_memory_kernels.py tests/test_attn2d_ops.py \
-	  tests/test_depth_ops.py
+	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/unit/memory_layers/test_kernels.py tests/unit/attn2d/test_ops.py \
+	  tests/unit/depth_adaptive/test_ops.py
 
 clean:
 	rm -rf $(venv) build *.egg-info */_C*.so

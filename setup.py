@@ -25,7 +25,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-PACKAGES = ["fairseq_host", "attn2d", "depth_adaptive", "memory_layers"]
+PACKAGES = ["thoth_core", "fairseq_compat", "attn2d", "depth_adaptive", "memory_layers"]
 BUILDS = ("auto", "cpu", "cuda", "none")
 SHARED = Path("native")  # C++ headers that the plugins' extensions share
 

@@ -5,9 +5,9 @@ Prediction*, CoNLL 2018 (arXiv 1808.03867). A 2-D convolutional network over the
 positions takes the place of encoder, decoder and attention.
 """
 
-import fairseq_host
+import fairseq_compat
 
-fairseq_host.install()
+fairseq_compat.install()
 
 from attn2d.model import PervasiveModel  # noqa: E402  (registration needs the mended host)
 from attn2d.task import PervasiveTranslationTask  # noqa: E402

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from attn2d import ops
 from attn2d.linear import Linear, PackedWeights
 from attn2d.masked_conv import MaskedConv2d
-from fairseq_host.batch_norm import BatchNorm
+from thoth_core.batch_norm import BatchNorm
 
 HALF = (torch.bfloat16, torch.float16)
 

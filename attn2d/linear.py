@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from attn2d import ops
-from fairseq_host import onednn
+from thoth_core import onednn
 
 PackedWeights = dict[nn.Module, Tensor]
 _packed: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)

@@ -27,7 +27,7 @@ from attn2d.convnet import CONVNETS, ConvNet, GridBatchNorm, RowCache
 from attn2d.grid import Grid
 from attn2d.linear import Linear, packed_weights
 from attn2d.options import check, load_embeddings
-from fairseq_host.errors import OptionError
+from thoth_core.errors import OptionError
 
 
 class Embedder(nn.Module):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_host.extensions import load_beside
+from thoth_core.extensions import load_beside
 
 logger = logging.getLogger(__name__)
 

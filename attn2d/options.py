@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_host.errors import OptionError
+from thoth_core.errors import OptionError
 
 
 def check(cfg: Any, *, joined: bool) -> None:

@@ -12,7 +12,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import OmegaConf, open_dict
 
-from fairseq_host.errors import OptionError
+from thoth_core.errors import OptionError
 
 logger = logging.getLogger(__name__)
 

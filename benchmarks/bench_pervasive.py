@@ -26,7 +26,7 @@ from attn2d.config import PervasiveConfig
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
 from benchmarks.common import finish, machine, peak_tensor_mb, ratio, time_in_turn
-from fairseq_host import onednn
+from thoth_core import onednn
 
 
 @dataclass

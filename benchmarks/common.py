@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from recipes.forecast import peak_bytes
+from recipes.training.measurement import peak_bytes
 
 
 @dataclass

@@ -4,9 +4,9 @@ Elbayad, Gu, Grave, Auli: *Depth-Adaptive Transformer*, ICLR 2020 (arXiv 1910.10
 block, token by token.
 """
 
-import fairseq_host
+import fairseq_compat
 
-fairseq_host.install()
+fairseq_compat.install()
 
 from depth_adaptive.criterion import DepthAdaptiveCriterion  # noqa: E402  (registration needs the mended host)
 from depth_adaptive.model import DepthAdaptiveTransformerModel  # noqa: E402

@@ -20,7 +20,7 @@ from depth_adaptive.halting import (
     Policy,
     RandomPolicy,
 )
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 TRAININGS = ("aligned", "mixed")
 PROJECTIONS = ("shared", "separate")

@@ -18,7 +18,7 @@ from torch import Tensor
 from depth_adaptive.decoder import Decoder
 from depth_adaptive.losses import WEIGHTINGS, exit_weights, linear_cross_entropy, scale_gradient
 from depth_adaptive.oracles import ORACLES, sequence_oracle, token_oracle
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from depth_adaptive.config import DepthOptions, options_of
 from depth_adaptive.model import OURS
-from fairseq_host import checkpoints, errors
-from fairseq_host.errors import UserError
+from fairseq_compat import checkpoints, errors
+from thoth_core.errors import UserError
 
 
 def cut(weights: dict[str, Tensor], args: argparse.Namespace, n: int) -> tuple[dict[str, Tensor], argparse.Namespace]:

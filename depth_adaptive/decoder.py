@@ -16,7 +16,7 @@ from depth_adaptive.encoder import expanded
 from depth_adaptive.halting import Policy, build_halting
 from depth_adaptive.losses import gradient_scales, scale_gradient
 from depth_adaptive.products import Products
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 
 class Pass:

@@ -15,7 +15,7 @@ from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
 from depth_adaptive.decoder import Decoder
 from depth_adaptive.encoder import Encoder
 from depth_adaptive.flops import Flops, Sizes, full_depth, of_exits
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from fairseq_host.extensions import load_beside
+from thoth_core.extensions import load_beside
 
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

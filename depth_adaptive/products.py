@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_host import onednn
+from thoth_core import onednn
 
 
 class Products(nn.Module):

@@ -12,7 +12,7 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    from fairseq_host import batching, checkpoints, errors, launch, numpy_names, randomness, resuming
+    from fairseq_compat import batching, checkpoints, errors, launch, numpy_names, randomness, resuming
 
     batching.install()
     checkpoints.install()

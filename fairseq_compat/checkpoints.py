@@ -25,7 +25,7 @@ import numpy
 import torch
 from numpy._core import multiarray
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
@@ -259,7 +259,7 @@ def _accumulator(value: torch.Tensor) -> torch.Tensor:
 
 
 def install() -> None:
-    """Replace fairseq's reading and writing of checkpoints by this module's. Called by `fairseq_host.install`."""
+    """Replace fairseq's reading and writing of checkpoints by this module's. Called by `fairseq_compat.install`."""
     from fairseq import checkpoint_utils
     from fairseq.file_io import PathManager
 

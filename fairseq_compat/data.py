@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 REMEDY = "prepare the data again"
 TOKENS_CHECKED = 20_000_000  # of each file, against the dictionary: a fraction of a second

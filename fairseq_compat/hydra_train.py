@@ -1,15 +1,16 @@
-"""fairseq-hydra-train's drop-in: `python -m fairseq_host.hydra_train --config-dir DIR --config-name NAME OVERRIDES`.
+"""fairseq-hydra-train's drop-in: `python -m fairseq_compat.hydra_train --config-dir DIR --config-name NAME OVERRIDES`.
 
-It differs from that as `fairseq_host.train` differs from fairseq-train, and fairseq's faults are mended before it
+It differs from that as `fairseq_compat.train` differs from fairseq-train, and fairseq's faults are mended before it
 decides on processes, whether there is a plugin or not: it runs under torchrun, on CPUs too.
 """
 
 import os
 
-import fairseq_host
-from fairseq_host import allocator, errors, logs
-from fairseq_host.errors import UserError
-from fairseq_host.train import end_with_torchrun, leave_process_group, run
+import fairseq_compat
+from fairseq_compat import errors, logs
+from fairseq_compat.train import end_with_torchrun, leave_process_group, run
+from thoth_core import allocator
+from thoth_core.errors import UserError
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    fairseq_host.install()
+    fairseq_compat.install()
     hydra_train.pre_main = run
     try:
         hydra_train.cli_main()
@@ -33,6 +34,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Under this name, so that the processes that fairseq starts find `run`.
-    from fairseq_host.hydra_train import main as entry
+    from fairseq_compat.hydra_train import main as entry
 
     errors.main(entry)

@@ -7,7 +7,7 @@ fairseq's faults that are mended here, in the configuration that its command lin
 - `--bf16` asks for torch_xla, on CPU and GPU alike; `--fp16` on the CPU asks CUDA for its device;
 - `--amp` does nothing on the CPU;
 - processes of one training that were given different options average each other's gradients without a word;
-- faults of the data show late and without their cause (see `fairseq_host.data`).
+- faults of the data show late and without their cause (see `fairseq_compat.data`).
 """
 
 import importlib.util
@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from fairseq_host import attention, data
-from fairseq_host.errors import UserError
+from fairseq_compat import attention, data
+from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 # Where the function comes from that fairseq-train, fairseq-hydra-train and our own launcher hand to `call_main`.
-TRAINING = ("fairseq_cli.train", "fairseq_host.train", "__main__")
+TRAINING = ("fairseq_cli.train", "fairseq_compat.train", "__main__")
 
 # Sections of the configuration that decide on the result, and what in them may be a machine's own.
 RESULT = ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common")
@@ -92,7 +92,7 @@ def _prepare_processes(cfg: Any, on_gpu: bool) -> None:
         if not on_gpu and options.distributed_world_size > 1:
             raise UserError(
                 f"--distributed-world-size {options.distributed_world_size} on the CPU: start the processes with "
-                f"torchrun --nproc-per-node {options.distributed_world_size} -m fairseq_host.train instead"
+                f"torchrun --nproc-per-node {options.distributed_world_size} -m fairseq_compat.train instead"
             )
         return
     missing = [name for name in TORCHRUN if name not in os.environ]

@@ -11,7 +11,7 @@ fairseq's faults that are mended here:
   a resumed one never is, and `reduce_lr_on_plateau` does not save how many validations were no better either;
 - a training resumed at the end of an epoch tells the mean loss of a part of its first log interval.
 
-Resuming in mid-epoch is exact with `--update-epoch-batch-itr True` only, which is `fairseq_host.train`'s default.
+Resuming in mid-epoch is exact with `--update-epoch-batch-itr True` only, which is `fairseq_compat.train`'s default.
 """
 
 import copy
@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from fairseq_host import checkpoints
-from fairseq_host.checkpoints import CheckpointError
+from fairseq_compat import checkpoints
+from fairseq_compat.checkpoints import CheckpointError
 
 logger = logging.getLogger(__name__)
 

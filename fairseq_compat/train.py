@@ -1,4 +1,4 @@
-"""fairseq-train's drop-in: `python -m fairseq_host.train DATA OPTIONS`, or `torchrun ... -m fairseq_host.train ...`.
+"""Drop-in for fairseq-train: `python -m fairseq_compat.train DATA OPTIONS`, also under torchrun.
 
 It takes fairseq-train's options and differs in this: interrupted trainings resume exactly
 (--update-epoch-batch-itr True is the default), several processes work under torchrun on CPUs too, --bf16 works
@@ -13,8 +13,9 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-import fairseq_host
-from fairseq_host import allocator, errors, logs
+import fairseq_compat
+from fairseq_compat import errors, logs
+from thoth_core import allocator
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
 
-    fairseq_host.install()
+    fairseq_compat.install()
     parser = options.get_training_parser()
     parser.error = _refuse
     arguments = options.parse_args_and_arch(parser, modify_parser=_set_defaults)
@@ -40,10 +41,10 @@ def main() -> None:
 
 def run(cfg: Any) -> None:
     """Train in this process. fairseq may start it in a process of its own for each GPU."""
-    fairseq_host.install()
+    fairseq_compat.install()
     from fairseq_cli import train
 
-    from fairseq_host import launch
+    from fairseq_compat import launch
 
     logs.quiet()
     launch.check_alike(cfg)
@@ -59,7 +60,7 @@ def end_with_torchrun() -> None:
 
 def _refuse(message: str) -> NoReturn:
     """argparse's error without the pages of usage in front of it."""
-    print(f"error: {message}; see python -m fairseq_host.train --help", file=sys.stderr)
+    print(f"error: {message}; see python -m fairseq_compat.train --help", file=sys.stderr)
     sys.exit(2)
 
 
@@ -76,6 +77,6 @@ def leave_process_group() -> None:
 
 if __name__ == "__main__":
     # Under this name, so that the processes that fairseq starts find `run`.
-    from fairseq_host.train import main as entry
+    from fairseq_compat.train import main as entry
 
     errors.main(entry)

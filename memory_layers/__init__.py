@@ -4,9 +4,9 @@ Lample, Sablayrolles, Ranzato, Denoyer, Jégou: *Large Memory Layers with Produc
 1907.05242). A layer's feed-forward is replaced by a table of values, of which each token reads a few rows.
 """
 
-import fairseq_host
+import fairseq_compat
 
-fairseq_host.install()
+fairseq_compat.install()
 
 from memory_layers import optim  # noqa: E402  (registration needs the mended host)
 from memory_layers.model import MemoryTransformerLanguageModel, MemoryTransformerModel  # noqa: E402

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 # The container's limit and usage, of version 2 and 1 of Linux's control groups.
 CGROUPS = (

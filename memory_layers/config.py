@@ -13,11 +13,11 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from torch import Tensor
 
-from fairseq_host.errors import UserError
 from memory_layers import ops
 from memory_layers.capacity import check_room
 from memory_layers.exchange import processes
 from memory_layers.product_key import QUERY_NORMS
+from thoth_core.errors import UserError
 
 
 @dataclass

@@ -19,7 +19,6 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 from torch import Tensor, nn
 
-from fairseq_host.errors import UserError
 from memory_layers.config import (
     ARCHITECTURES,
     LM_ARCHITECTURES,
@@ -35,6 +34,7 @@ from memory_layers.exchange import processes
 from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
+from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq_host.extensions import load_beside
 from memory_layers import reference
+from thoth_core.extensions import load_beside
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from omegaconf import II
 from torch import Tensor, nn
 
-from fairseq_host.errors import UserError
 from memory_layers.capacity import check_room
 from memory_layers.config import check_backend
 from memory_layers.exchange import processes
 from memory_layers.product_key import Memory
 from memory_layers.row_adam import RowAdam
 from memory_layers.table import ValueTable
+from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

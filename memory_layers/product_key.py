@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_host.batch_norm import BatchNorm
 from memory_layers import reference
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
+from thoth_core.batch_norm import BatchNorm
 
 QUERY_NORMS = ("batch", "layer", "none")
 

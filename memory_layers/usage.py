@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 
 class SlotUsage:

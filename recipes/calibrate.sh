@@ -4,4 +4,4 @@ set -euo pipefail
 
 # shellcheck source=recipes/environment.sh
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
-exec "$python" -m recipes.calibrate "$@"
+exec "$python" -m recipes.cli.calibrate "$@"

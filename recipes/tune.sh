@@ -4,4 +4,4 @@ set -euo pipefail
 
 # shellcheck source=recipes/environment.sh
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
-exec "$python" -m recipes.tune "$@"
+exec "$python" -m recipes.cli.tune "$@"

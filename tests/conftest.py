@@ -9,8 +9,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import recipe_runs
 from filelock import FileLock
+
+from tests.support import recipe_runs
 
 SYMBOLS = [f"{letter}{number}" for letter in "abcd" for number in range(9)]
 

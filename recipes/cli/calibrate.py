@@ -6,9 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_host import allocator, errors
-from fairseq_host.errors import UserError
-from recipes import asked, evaluate, runs
+from fairseq_compat import errors
+from recipes.cli import evaluate
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.storage import disk, naming
+from thoth_core import allocator
+from thoth_core.errors import UserError
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
     from depth_adaptive.calibration import Resplits
@@ -23,7 +27,7 @@ FOUND = ("exit_policy", "exit_threshold", "exit_layer", "exit_distribution")
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/calibrate.sh",
         allow_abbrev=False,
         description="Find the threshold at which a trained MODEL with exits may stop, on the validation set, into "
@@ -115,20 +119,20 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     chosen = evaluate.choose(arguments)
     output = chosen.run.folder / f"{name_of(arguments)}.json"
-    if not runs.writable(chosen.run.folder):
+    if not disk.writable(chosen.run.folder):
         raise UserError(f"{chosen.run.folder}: not writable; copy the run, and name its folder with --runs")
     if arguments.disagreement is not None:
         check_enough(arguments, len(chosen.sources))
 
-    from recipes import thresholds
+    from recipes.evaluation import exit_calibration
 
     state = chosen.load()
-    translator = thresholds.load(state, chosen.place, policy=arguments.policy)
+    translator = exit_calibration.load(state, chosen.place, policy=arguments.policy)
     exits = translator.model.decoder.num_layers
     if arguments.mean_exit is not None and not 1 <= arguments.mean_exit <= exits:
         raise UserError(f"--mean-exit must be from 1 to {exits}, the decoder's blocks, but is {arguments.mean_exit:g}")
     print(f"Translating {len(chosen.sources):,} sentences of {arguments.split}, first at full depth", flush=True)
-    trials = thresholds.Trials(
+    trials = exit_calibration.Trials(
         translator,
         chosen.sources,
         chosen.references,
@@ -139,15 +143,15 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     resplits, notes = None, []
     steps = arguments.steps
     before = translator.model.decoder.temperatures
-    dial = thresholds.one_each(trials, steps) if arguments.per_exit else thresholds.one_for_all(steps)
+    dial = exit_calibration.one_each(trials, steps) if arguments.per_exit else exit_calibration.one_for_all(steps)
     temperature = translator.model.decoder.exit_options.exit_temperature
-    found: thresholds.Threshold | None
+    found: exit_calibration.Threshold | None
     if arguments.wanted == "mean_exit":
-        found = thresholds.for_mean_exit(trials, arguments.mean_exit, steps, dial)
+        found = exit_calibration.for_mean_exit(trials, arguments.mean_exit, steps, dial)
     elif arguments.wanted == "bleu_loss":
-        found = thresholds.for_bleu_loss(trials, arguments.bleu_loss, steps, dial)
+        found = exit_calibration.for_bleu_loss(trials, arguments.bleu_loss, steps, dial)
     else:
-        found, resplits = thresholds.for_disagreement(
+        found, resplits = exit_calibration.for_disagreement(
             trials,
             tolerated=arguments.disagreement,
             level=arguments.level,
@@ -161,15 +165,15 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if resplits is not None:
         notes.append(told(resplits, arguments, len(chosen.sources)))
     if found is None:
-        highest = thresholds.written(dial(steps - 1))
+        highest = exit_calibration.written(dial(steps - 1))
         notes.append(f"Not even the highest threshold, {highest}, will do: full depth it is.")
 
     policy = ["exit_policy=full"]
     if found is not None:
-        policy = [f"exit_policy={arguments.policy}", f"exit_threshold={thresholds.written(found)}"]
+        policy = [f"exit_policy={arguments.policy}", f"exit_threshold={exit_calibration.written(found)}"]
         if translator.model.decoder.temperatures != before:
             policy.append(f"exit_temperature={temperature}")
-    call = asked.call("recipes/evaluate.sh", arguments, policy)
+    call = naming.call("recipes/evaluate.sh", arguments, policy)
     assert trials.full.bleu is not None
     table = trials.table(found)
     result: dict[str, Any] = {
@@ -189,7 +193,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         result["guarantee"] = notes[0]
     if resplits is not None:
         result["resplits"] = vars(resplits)
-    runs.write_json(output, result)
+    disk.write_json(output, result)
     print()
     print(table)
     for note in notes:
@@ -206,7 +210,7 @@ def name_of(arguments: argparse.Namespace) -> str:
     steps = [] if arguments.steps == DEFAULT_STEPS[arguments.wanted] else [f"steps-{arguments.steps}"]
     split = [] if arguments.split == "valid" else [arguments.split]
     each = ["per-exit"] if arguments.per_exit else []
-    return asked.name(["calibration", arguments.policy, *each, wanted, *level, *steps, *split], arguments)
+    return naming.name(["calibration", arguments.policy, *each, wanted, *level, *steps, *split], arguments)
 
 
 def guarantee(arguments: argparse.Namespace, sentences: int, beam: int) -> str:
@@ -244,7 +248,7 @@ def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
     allocator.keep_freed_memory()
-    with runs.disk_errors(arguments.runs), runs.quiet():
+    with disk.disk_errors(arguments.runs), messages.quiet_libraries():
         return calibrate(arguments, ["recipes/calibrate.sh", *given])
 
 

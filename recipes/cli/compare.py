@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_host import errors
-from fairseq_host.errors import UserError
-from recipes import comparing, folders, runs
+from fairseq_compat import errors
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.metrics import systems as comparing
+from recipes.storage import disk, folders, provenance
+from thoth_core.errors import UserError
 
 SAMPLES = {"bs": 1_000, "ar": 10_000}  # sacreBLEU's
 SEED = 12345  # sacreBLEU's
@@ -18,7 +21,7 @@ WRITTEN = re.compile(r"comparison\.(json|md)")
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/compare.sh",
         allow_abbrev=False,
         description="Compare translations of the same test set: BLEU, chrF2 and TER with 95%% intervals, sacreBLEU's "
@@ -110,13 +113,13 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "by_length": comparing.by_length(systems),
         "by_talk": comparing.by_talk(systems),
         "command": shlex.join(command),
-        "commit": runs.commit(),
-        "versions": runs.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
     }
     text = comparing.table(comparison, systems)
     with folders.replaced(output) as building:
         (building / "comparison.md").write_text(text, encoding="utf-8")
-        runs.write_json(building / "comparison.json", comparison)
+        disk.write_json(building / "comparison.json", comparison)
     print()
     print(text)
     print(f"Written to {output}")
@@ -126,7 +129,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
-    with runs.disk_errors(Path()), runs.quiet():
+    with disk.disk_errors(Path()), messages.quiet_libraries():
         return compare(arguments, ["recipes/compare.sh", *given])
 
 

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fairseq_host import allocator, errors
-from fairseq_host.errors import UserError
-from recipes import asked, declarative, folders, options, runs, tuned
-from recipes.runs import Corpus, Run
+from fairseq_compat import errors
+from recipes.cli.arguments import Parser
+from recipes.config import schema
+from recipes.config.schema import plugin_folder
+from recipes.console import messages
+from recipes.data.prepared_corpus import Corpus, open_corpus
+from recipes.evaluation import beam_tuning
+from recipes.storage import disk, folders, naming, provenance
+from recipes.training import fairseq_options
+from recipes.training.run import Run
+from thoth_core import allocator
+from thoth_core.errors import UserError
 
 if TYPE_CHECKING:  # torch comes with it, after the call has been checked
-    from recipes.measuring import Place
+    from recipes.evaluation.evaluator import Place
 
 DEFAULT_AVERAGE = 5
 # The files of an evaluation.
@@ -28,7 +36,7 @@ WRITTEN = re.compile(
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/evaluate.sh",
         allow_abbrev=False,
         description="Translate a test set with a trained MODEL and score it with sacreBLEU, into "
@@ -143,7 +151,7 @@ def choose_checkpoints(run: Run, checkpoint: str, average: int | None, train_cal
 
 def load(paths: Sequence[Path], train_call: str) -> dict[str, Any]:
     """The checkpoint of one path, or the average of several."""
-    from fairseq_host import checkpoints
+    from fairseq_compat import checkpoints
 
     try:
         # The average takes all that is no parameter, the number of updates too, from the last path: the last epoch's.
@@ -169,7 +177,7 @@ def check_run(run: Run, corpus: Corpus, train_call: str) -> dict[str, Any]:
 
 def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
     """Source and reference sentences of a split, as many of one as of the other."""
-    from recipes.decoding import read_lines
+    from recipes.evaluation.translator import read_lines
 
     if split not in corpus.splits:
         raise UserError(f"--split {split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
@@ -186,7 +194,7 @@ def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
 
 def read_talks(corpus: Corpus, split: str, count: int) -> list[str] | None:
     """The talk of each of a split's `count` sentences; None for a corpus without talks."""
-    from recipes.decoding import read_lines
+    from recipes.evaluation.translator import read_lines
 
     path = corpus.folder / "text" / f"{split}.docs"
     if not path.exists():
@@ -229,7 +237,7 @@ class Chosen:
         """The checkpoint's state; a UserError for a language model in an ensemble."""
         import torch
 
-        from recipes import loading
+        from recipes.evaluation import model_loading
 
         torch.manual_seed(1)
         print(f"Loading {self.checkpoint} of {self.run.folder}", flush=True)
@@ -237,13 +245,13 @@ class Chosen:
         if status != "finished":
             print(f"note: this training is not finished ({status}); {self.train_call} goes on with it")
         state = load(self.paths, self.train_call)
-        if (self.others or self.in_ensemble) and loading.is_language_model(state):
+        if (self.others or self.in_ensemble) and model_loading.is_language_model(state):
             raise UserError(f"--ensemble: {self.model} is a language model; only translation models can be ensembled")
         return state
 
     def load_others(self) -> "tuple[Chosen, list[dict[str, Any]]]":
         """The same with the other models' states at its place, and what is told of each."""
-        from recipes import loading
+        from recipes.evaluation import model_loading
 
         states = [other.load() for other in self.others]
         parts = [
@@ -254,7 +262,7 @@ class Chosen:
             {"model": other.model, "checkpoint": other.checkpoint, "updates": updates_of(state),
              "checkpoint_seconds": seconds_until(other.run, updates_of(state)),
              "training_command": other.record.get("command"), "training_commit": other.record.get("commit"),
-             "parameters_sha256": loading.parameters_sha256(state)}
+             "parameters_sha256": model_loading.parameters_sha256(state)}
             for other, state in zip(self.others, states, strict=True)
         ]  # fmt: skip
         return replace(self, place=replace(self.place, others=parts)), told
@@ -263,7 +271,7 @@ class Chosen:
         """What results of the loaded `state` stand with."""
         import torch
 
-        from recipes import loading
+        from recipes.evaluation import model_loading
 
         updates = updates_of(state)
         return {
@@ -281,13 +289,13 @@ class Chosen:
             "checkpoint_seconds": seconds_until(self.run, updates),
             "training_command": self.record.get("command"),
             "training_commit": self.record.get("commit"),
-            "parameters_sha256": loading.parameters_sha256(state),
+            "parameters_sha256": model_loading.parameters_sha256(state),
             "corpus_fingerprint": self.place.corpus.fingerprint,
             "device": "CPU" if self.place.device == "cpu" else torch.cuda.get_device_name(),
             "threads": torch.get_num_threads(),
             "command": shlex.join(command),
-            "commit": runs.commit(),
-            "versions": runs.versions(),
+            "commit": provenance.commit(),
+            "versions": provenance.versions(),
         }
 
 
@@ -310,10 +318,10 @@ def choose(arguments: argparse.Namespace) -> Chosen:
 
 def choose_one(arguments: argparse.Namespace) -> Chosen:
     """What the options name, but for an ensemble's other models; else a UserError."""
-    model_file = declarative.load_model(arguments.model)
-    corpus = runs.open_corpus(arguments.corpus, arguments.data)
+    model_file = schema.load_model(arguments.model)
+    corpus = open_corpus(arguments.corpus, arguments.data)
     run = Run(arguments.runs / corpus.name / model_file.name)
-    train_call = run.train_call() or runs.call("recipes/train.sh", arguments)
+    train_call = run.train_call() or naming.same_run("recipes/train.sh", arguments)
     record = check_run(run, corpus, train_call)
     paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
     overrides = overridden(arguments.override)
@@ -321,14 +329,15 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
         raise UserError(f"--split {arguments.split}: the corpus {corpus.folder} has {', '.join(corpus.splits)}")
     corpus.verify(*files_of(corpus, arguments.split))
     try:
-        from recipes import decoding, measuring
+        from recipes.evaluation import evaluator
+        from recipes.evaluation import translator as decoding
     except ModuleNotFoundError as error:
         raise UserError(
             f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
             "or name another Python with the variable PYTHON"
         ) from None
     search = decoding.checked(
-        options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
+        fairseq_options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
     )
     for option in ("beam", "lenpen", "max_tokens"):
         if getattr(arguments, option) is not None:
@@ -339,7 +348,7 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
     import torch
 
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    place = measuring.Place(corpus, arguments.split, paths[0], runs.plugin(model_file), device, overrides)
+    place = evaluator.Place(corpus, arguments.split, paths[0], plugin_folder(model_file), device, overrides)
     return Chosen(model_file.name, run, record, paths, place, search, sources, references, talks, train_call)
 
 
@@ -347,7 +356,7 @@ def name_of(arguments: argparse.Namespace, chosen: Chosen) -> str:
     """The folder of an evaluation in its run: "evaluation" and what was asked for, so that no other replaces it."""
     split = [] if arguments.split == "test" else [arguments.split]
     search = ["tuned"] if arguments.tuned else []
-    return asked.name(["evaluation", *split, *chosen.ensemble, *search], arguments)
+    return naming.name(["evaluation", *split, *chosen.ensemble, *search], arguments)
 
 
 def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -355,35 +364,35 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     chosen = choose(arguments)
     output: Path = arguments.output or chosen.run.folder / name_of(arguments, chosen)
     folders.make_ready(output, WRITTEN)
-    tuning = tuned.read(chosen, arguments) if arguments.tuned else None
+    tuning = beam_tuning.read(chosen, arguments) if arguments.tuned else None
 
-    from recipes import loading, measuring
+    from recipes.evaluation import evaluator, model_loading
 
     state = chosen.load()
     facts = chosen.facts(state, command)
     chosen, ensemble = chosen.load_others()
     if tuning is not None:
         told = [facts["parameters_sha256"], *(other["parameters_sha256"] for other in ensemble)]
-        tuned.check_parameters(chosen, tuning, told, arguments)
+        beam_tuning.check_parameters(chosen, tuning, told, arguments)
         chosen.search.update(beam=tuning["beam"], lenpen=tuning["lenpen"])
     sources, references, search = chosen.sources, chosen.references, chosen.search
-    if loading.is_language_model(state):
-        found = measuring.foretell(state, chosen.place, references, search["max-tokens"])
+    if model_loading.is_language_model(state):
+        found = evaluator.foretell(state, chosen.place, references, search["max-tokens"])
     else:
-        found = measuring.translate(state, chosen.place, sources, references, chosen.talks, search, arguments.pictures)
+        found = evaluator.translate(state, chosen.place, sources, references, chosen.talks, search, arguments.pictures)
     scores: dict[str, Any] = {
         **found.scores,
         **facts,
         **({"ensemble": ensemble} if ensemble else {}),
-        "tuned": None if tuning is None else tuned.told(tuning),
+        "tuned": None if tuning is None else beam_tuning.told(tuning),
     }
     table = found.table(scores)
     with folders.replaced(output) as building:
         draw_training(building, chosen.run)
-        measuring.draw_slots(building, found.usages)
+        evaluator.draw_slots(building, found.usages)
         found.write(building)
         (building / "scores.txt").write_text(table, encoding="utf-8")
-        runs.write_json(building / "scores.json", scores)
+        disk.write_json(building / "scores.json", scores)
     print()
     print(table)
     print(f"Written to {output}")
@@ -430,16 +439,16 @@ def seconds_until(run: Run, updates: int | None) -> float | None:
 
 def draw_training(folder: Path, run: Run) -> None:
     """training.png, if the training left records."""
-    from recipes import pictures
+    from recipes.reporting import plots
 
-    pictures.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
+    plots.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
 
 
 def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
     allocator.keep_freed_memory()
-    with runs.disk_errors(arguments.runs), runs.quiet():
+    with disk.disk_errors(arguments.runs), messages.quiet_libraries():
         return evaluate(arguments, ["recipes/evaluate.sh", *given])
 
 

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_host import errors
-from fairseq_host.errors import UserError
-from recipes import comparing, runs, shown
-from recipes.comparing import System
+from fairseq_compat import errors
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.metrics import systems as comparing
+from recipes.metrics.systems import System
+from recipes.reporting import artifacts
+from recipes.storage import disk
+from thoth_core.errors import UserError
 
 COLUMNS = (
     ("evaluation", "label"),
@@ -27,7 +31,7 @@ WITHOUT_EXITS = "models of this depth"
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/exits.sh",
         allow_abbrev=False,
         description="Set evaluations of models with exits side by side: mean exit, operations of the decoder, BLEU and "
@@ -45,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
 def read(given: Path) -> System:
     """The evaluation in `given`, with the figures that the table shows; else a UserError."""
     system = comparing.open_system(given)
-    shown.check_figures(system)
-    if not shown.is_number(system.scores.get("blocks")):
-        raise UserError(f"{system.folder / 'scores.json'}: has no blocks, the decoder's depth; {shown.AGAIN}")
+    artifacts.check_figures(system)
+    if not artifacts.is_number(system.scores.get("blocks")):
+        raise UserError(f"{system.folder / 'scores.json'}: has no blocks, the decoder's depth; {artifacts.AGAIN}")
     return system
 
 
@@ -121,12 +125,12 @@ def table(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from recipes import pictures
+    from recipes.reporting import plots
 
     systems = [read(given) for given in arguments.evaluations]
     check_comparable(systems)
     scores = systems[0].scores
-    labels = shown.labels(systems)
+    labels = artifacts.labels(systems)
     told = zip(labels, series(systems, labels), systems, strict=True)
     lines = [{"label": label, "series": name, **row(system.scores)} for label, name, system in told]
     lines.sort(key=lambda line: (line["series"], line["mean"]))
@@ -135,14 +139,14 @@ def compare(arguments: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}; give another folder with --output") from None
-    with runs.disk_errors(output), tempfile.TemporaryDirectory(dir=output, prefix=".exits.") as building:
+    with disk.disk_errors(output), tempfile.TemporaryDirectory(dir=output, prefix=".exits.") as building:
         picture = Path(building, "exits.png")
-        pictures.exit_curve(
+        plots.exit_curve(
             [(line["series"], line["mean"], line["bleu"]) for line in lines], picture, comparing.what(systems[0])
         )
         os.replace(picture, output / "exits.png")
     text = table(lines, scores)
-    runs.write_atomically(output / "exits.md", text)
+    disk.write_atomically(output / "exits.md", text)
     print(text)
     print(f"Written to {output / 'exits.md'} and {output / 'exits.png'}")
     return 0
@@ -150,7 +154,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parser().parse_args()
-    with runs.quiet():
+    with messages.quiet_libraries():
         return compare(arguments)
 
 

@@ -13,15 +13,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError, end_as_by_ctrl_c, main
-from recipes import inputs, languages
-from recipes.building import Ingredients, Splits, build
-from recipes.cleaning import REASONS, Limits, clean_pairs, normalise
-from recipes.corpus_files import Pairs
-from recipes.declarative import FOLDER_NAME, RECIPES, corpus_schema, load_corpus
-from recipes.placing import Place, State, made
-from recipes.reporting import progress, say, warn
-from recipes.runs import Corpus, Parser, open_corpus
+from fairseq_compat.errors import main
+from recipes.cli.arguments import Parser
+from recipes.config.schema import FOLDER_NAME, RECIPES, corpus_schema, load_corpus
+from recipes.console.messages import progress, say, warn
+from recipes.data import language_check, sources
+from recipes.data.build import Ingredients, Splits, build
+from recipes.data.cleaning import REASONS, Limits, clean_pairs, normalise
+from recipes.data.prepared_corpus import Corpus, open_corpus
+from recipes.data.text_files import Pairs
+from recipes.storage.corpus_folder import Place, State, made
+from thoth_core.errors import UserError, end_as_by_ctrl_c
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -188,7 +190,7 @@ def check_languages(raw: dict[str, Pairs], corpus: dict[str, Any]) -> None:
             (text.target, corpus["target"], text.origins[1]),
         )
         for lines, language, origin in sides:
-            if seen := languages.mismatch(lines, language):
+            if seen := language_check.mismatch(lines, language):
                 raise UserError(
                     f"{origin}: is said to be '{language}' but looks like {seen}; mend swapped or misnamed "
                     "languages, or accept it with --no-language-check"
@@ -262,7 +264,7 @@ def _normalised(split: str, text: Pairs, _: dict[str, Any]) -> Iterator[Row]:
 
 
 def _tokenised(split: str, text: Pairs, corpus: dict[str, Any]) -> Iterator[Row]:
-    from recipes.moses import tokenise
+    from recipes.tokenization.moses import tokenise
 
     for source, target, document in _rows(split, text):
         tokens = tokenise(source, corpus["source"]), tokenise(target, corpus["target"])
@@ -273,7 +275,7 @@ def _tokenised(split: str, text: Pairs, corpus: dict[str, Any]) -> Iterator[Row]
 
 def _lowercased(rows: dict[str, list[Row]], corpus: dict[str, Any]) -> Splits:
     """The tokens of `rows`, in lower case where the corpus wants it."""
-    from recipes.moses import lowercase
+    from recipes.tokenization.moses import lowercase
 
     case = lowercase if corpus["subwords"]["lowercase"] else str
     return {split: [(case(row[0]), case(row[1])) for row in rows[split]] for split in rows}
@@ -319,14 +321,14 @@ def prepare(arguments: list[str] | None = None) -> None:
     name, path, settings = settings_of(options)
     place = Place(options.data.absolute(), name)
     shared = share(options, path, settings)
-    found = inputs.locate(options, path, settings)
-    fingerprint = inputs.fingerprint(settings, found, shared)
+    found = sources.locate(options, path, settings)
+    fingerprint = sources.fingerprint(settings, found, shared)
     if up_to_date(place, fingerprint, force=options.force):
         place.tidy()
         return
 
     say(f"reading {name}: {settings['description']}")
-    raw, tests = inputs.read(found, path, settings)
+    raw, tests = sources.read(found, path, settings)
     check_languages(raw, settings)
     splits, tokens, documents, counts = clean(raw, settings)
     del raw

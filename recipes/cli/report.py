@@ -9,16 +9,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fairseq_host import errors
-from fairseq_host.errors import UserError
-from recipes import compare, comparing, page, runs, shown
-from recipes.comparing import System
+from fairseq_compat import errors
+from recipes.cli import compare
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.metrics import systems as comparing
+from recipes.metrics.systems import System
+from recipes.reporting import artifacts, page
+from recipes.storage import disk
+from thoth_core.errors import UserError
 
 SENTENCES = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/report.sh",
         allow_abbrev=False,
         description="Write one HTML page about translations of the same test set, which needs no network: scores and "
@@ -70,7 +75,7 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output}: a folder; give the name of a file")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or name another file")
-    if not runs.writable(output.parent):
+    if not disk.writable(output.parent):
         raise UserError(f"{output.parent}: not writable; name another file with --output")
 
 
@@ -90,8 +95,8 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
     check_output(output)
-    labels = shown.labels(systems)
-    read = [shown.read(system, label) for system, label in zip(systems, labels, strict=True)]
+    labels = artifacts.labels(systems)
+    read = [artifacts.read(system, label) for system, label in zip(systems, labels, strict=True)]
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
@@ -115,7 +120,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     print("Writing the page", flush=True)
     with tqdm(total=len(order), unit=" sentences", smoothing=0.1) as bar:
         text = page.page(read, comparison, order, command=shlex.join(command), progress=bar.update)
-    runs.write_atomically(output, text)
+    disk.write_atomically(output, text)
     print(f"Written to {output}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 
@@ -123,7 +128,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
-    with runs.disk_errors(Path()), runs.quiet():
+    with disk.disk_errors(Path()), messages.quiet_libraries():
         return report(arguments, ["recipes/report.sh", *given])
 
 

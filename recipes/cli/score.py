@@ -5,14 +5,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_host import errors
-from fairseq_host.errors import UserError
-from recipes import comparing, runs, scoring, sentences, shown
-from recipes.comparing import System
+from fairseq_compat import errors
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.metrics import quality, sentences
+from recipes.metrics import systems as comparing
+from recipes.metrics.systems import System
+from recipes.reporting import artifacts
+from recipes.storage import disk, provenance
+from thoth_core.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/score.sh",
         allow_abbrev=False,
         description="Score evaluations again from their sentences.jsonl, without decoding, and say whether their "
@@ -36,7 +41,7 @@ def differences(system: System, scores: dict, sentence_scores: list[tuple[float,
         told = system.scores[name]
         for key in ("signature", "score"):
             if told[key] != scores[name][key]:
-                title = scoring.title(name)
+                title = quality.title(name)
                 found.append(f"the {key} of {title} is {told[key]} in scores.json, but {scores[name][key]} now")
     for sentence, now in zip(system.sentences, sentence_scores, strict=True):
         if (sentence.bleu, sentence.chrf) != now:
@@ -49,12 +54,12 @@ def score(arguments: argparse.Namespace) -> int:
     wrong = []
     for given in arguments.evaluations:
         system = comparing.open_system(given)
-        shown.check_figures(system)  # scores.txt shows them
+        artifacts.check_figures(system)  # scores.txt shows them
         print(f"Scoring {system.folder}: {len(system.sentences):,} sentences", flush=True)
         scores = system.measured()
         of_sentences = sentences.sentence_scores(*system.texts("bleu"), system.signatures)
         for name in scores:
-            print(f"{scoring.NAMES[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
+            print(f"{quality.NAMES[name]:<22} {scores[name]['score']:6.2f}   {scores[name]['signature']}")
         found = differences(system, scores, of_sentences)
         if not found:
             print("scores.json holds")
@@ -77,20 +82,20 @@ def update(system: System, scores: dict, of_sentences: list[tuple[float, float]]
     All is made before anything is written, so that what fails leaves the evaluation as it is.
     """
     known = {**system.scores, **scores}
-    known["versions"] = {**known.get("versions", {}), "sacrebleu": runs.versions()["sacrebleu"]}
+    known["versions"] = {**known.get("versions", {}), "sacrebleu": provenance.versions()["sacrebleu"]}
     scored = [
         replace(sentence, bleu=bleu, chrf=chrf)
         for sentence, (bleu, chrf) in zip(system.sentences, of_sentences, strict=True)
     ]
-    lines, table = "".join(f"{line}\n" for line in sentences.lines(scored)), scoring.table(known)
-    runs.write_atomically(system.folder / sentences.NAME, lines)
-    runs.write_atomically(system.folder / "scores.txt", table)
-    runs.write_json(system.folder / "scores.json", known)
+    lines, table = "".join(f"{line}\n" for line in sentences.lines(scored)), quality.table(known)
+    disk.write_atomically(system.folder / sentences.NAME, lines)
+    disk.write_atomically(system.folder / "scores.txt", table)
+    disk.write_json(system.folder / "scores.json", known)
 
 
 def main() -> int:
     arguments = parser().parse_args(sys.argv[1:])
-    with runs.disk_errors(Path()), runs.quiet():
+    with disk.disk_errors(Path()), messages.quiet_libraries():
         return score(arguments)
 
 

@@ -12,16 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq_host import errors
-from fairseq_host.errors import UserError
-from recipes import configuration, declarative, forecast, launch, options, runs
-from recipes.plan import Plan, check_limits, differences, merged_options, place, shown, threads_for
-from recipes.progress import Progress, parse, parse_parameters
-from recipes.runs import Run
+from fairseq_compat import errors
+from recipes.cli.arguments import Parser
+from recipes.config import schema
+from recipes.data.prepared_corpus import open_corpus
+from recipes.storage import disk, naming, provenance
+from recipes.training import fairseq_config, fairseq_options, launcher, measurement
+from recipes.training.events import Progress, parse, parse_parameters
+from recipes.training.plan import Plan, check_limits, differences, merged_options, place, shown, threads_for
+from recipes.training.run import Run
+from thoth_core.errors import Terminated, UserError, end_as_by_ctrl_c
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/train.sh",
         allow_abbrev=False,
         description="Train MODEL on CORPUS into RUNS/CORPUS/MODEL; called again, resume exactly.",
@@ -68,7 +72,7 @@ def check(arguments: argparse.Namespace) -> None:
         )
 
 
-def machines(arguments: argparse.Namespace) -> launch.Machines:
+def machines(arguments: argparse.Namespace) -> launcher.Machines:
     """The machines that --nodes, --node-rank and --master speak of; a UserError if they do not go together."""
     nodes, rank, master = arguments.nodes, arguments.node_rank, arguments.master or ""
     if not 1 <= nodes <= 1024:
@@ -84,20 +88,20 @@ def machines(arguments: argparse.Namespace) -> launch.Machines:
         )
     if nodes > 1 and arguments.measure:
         raise UserError("--measure works on one machine; leave --nodes out")
-    return launch.Machines(nodes, rank, master)
+    return launcher.Machines(nodes, rank, master)
 
 
 def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     """The training that is asked for; a UserError if it cannot be."""
     check(arguments)
     device, processes = place(cpu=arguments.cpu, processes=arguments.processes, gpus=arguments.gpus)
-    model = declarative.load_model(arguments.model)
-    corpus = runs.open_corpus(arguments.corpus, arguments.data)
+    model = schema.load_model(arguments.model)
+    corpus = open_corpus(arguments.corpus, arguments.data)
     corpus.verify("bin")
     merged = merged_options(model, corpus, extra, device=device)
     if arguments.minutes is not None:
         merged["minutes"] = arguments.minutes
-    if options.is_language_model(merged) and not (corpus.alone / "dict.txt").is_file():
+    if fairseq_options.is_language_model(merged) and not (corpus.alone / "dict.txt").is_file():
         raise UserError(f"{corpus.alone}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
     run = Run(arguments.runs / corpus.name / model.name)
     plan = Plan(
@@ -118,9 +122,9 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
         print(shown(command), flush=True)
         if plan.hydra:
             print(plan.configuration(), end="")
-        print(forecast.table(forecast.expect(plan), forecast.measure(plan, arguments.measure)), flush=True)
+        print(measurement.table(measurement.expect(plan), measurement.measure(plan, arguments.measure)), flush=True)
         return 0
-    next_step = f"Score it with: {runs.call('recipes/evaluate.sh', arguments)}"
+    next_step = f"Score it with: {naming.same_run('recipes/evaluate.sh', arguments)}"
     run = plan.run
     run.create()
     if plan.machines.rank > 0:
@@ -128,7 +132,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
     with run.lock() as lock:
         if arguments.force:
             if run.has_checkpoint() or run.results():
-                configuration.build(plan.arguments())  # what is wrong with the options is told before anything is lost
+                fairseq_config.build(plan.arguments())  # what is wrong with the options is told before anything is lost
             run.clear()
         record = run.record() if run.has_checkpoint() else None
         if run.has_checkpoint():
@@ -165,7 +169,7 @@ def join(plan: Plan, command: Sequence[str]) -> int:
     print(f"Machine {rank} of {plan.machines.nodes}, from 0, {plan.place(threads)}: the first reports", flush=True)
     recent: list[str] = []
     if plan.hydra:
-        runs.write_atomically(plan.configuration_path, plan.configuration())
+        disk.write_atomically(plan.configuration_path, plan.configuration())
     with run.lock(rank) as lock, open(run.folder / f"train-{rank}.log", "a", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
@@ -175,9 +179,9 @@ def join(plan: Plan, command: Sequence[str]) -> int:
             log.flush()
 
         log.write(f"# {shown(command)}\n")
-        status = launch.run(command, threads=threads, lock=lock, on_line=on_line)
+        status = launcher.run(command, threads=threads, lock=lock, on_line=on_line)
     if status != 0:
-        why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
+        why = f"ended by signal {-status}" if status < 0 else launcher.cause(recent)
         raise UserError(f"training stopped: {why} (log: {run.folder}/train-{rank}.log)")
     print("Finished.")
     return 0
@@ -200,8 +204,8 @@ def execute(
         "reason": None,
         "call": shown(call),
         "command": shown(command),
-        "commit": runs.commit(),
-        "versions": runs.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "seed": plan.seed,
         "corpus_fingerprint": plan.corpus.fingerprint,
         "device": plan.device,
@@ -213,7 +217,7 @@ def execute(
     }
     run.update(record)
     if plan.hydra:
-        runs.write_atomically(plan.configuration_path, plan.configuration())
+        disk.write_atomically(plan.configuration_path, plan.configuration())
     progress = Progress(run, plan.limits)
     print(
         f"{'Training' if earlier is None else 'Resuming'} {plan.model.name} on {plan.corpus.name} ({plan.languages}):"
@@ -257,13 +261,13 @@ def execute(
     with open(run.log_path, "a", encoding="utf-8") as log:
         log.write(f"# {shown(call)}\n# {shown(command)}\n")
         try:
-            status = launch.run(command, threads=record["threads"], lock=lock, on_line=on_line)
+            status = launcher.run(command, threads=record["threads"], lock=lock, on_line=on_line)
         except KeyboardInterrupt as stop:
-            close("interrupted", "SIGTERM" if isinstance(stop, errors.Terminated) else "Ctrl-C")
+            close("interrupted", "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C")
             print("call the same again to resume from the last checkpoint", file=sys.stderr)
             raise
     if status != 0:
-        why = f"ended by signal {-status}" if status < 0 else launch.cause(recent)
+        why = f"ended by signal {-status}" if status < 0 else launcher.cause(recent)
         close("failed", why)
         raise UserError(f"training stopped: {why} (log: {run.log_path})")
     if not run.has_checkpoint():
@@ -296,11 +300,11 @@ def resumption(line: str) -> tuple[str, int, int] | None:
 
 
 def main() -> int:
-    errors.end_as_by_ctrl_c()
+    end_as_by_ctrl_c()
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     arguments = parser().parse_args(given[:split])
-    with runs.disk_errors(arguments.runs):
+    with disk.disk_errors(arguments.runs):
         return train(arguments, given[split + 1 :], ["recipes/train.sh", *given])
 
 

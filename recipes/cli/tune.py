@@ -5,23 +5,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fairseq_host import allocator, errors
-from fairseq_host.errors import UserError
-from recipes import asked, evaluate, runs, tuned
+from fairseq_compat import errors
+from recipes.cli import evaluate
+from recipes.cli.arguments import Parser
+from recipes.console import messages
+from recipes.evaluation import beam_tuning
+from recipes.storage import disk, naming
+from thoth_core import allocator
+from thoth_core.errors import UserError
 
 BEAMS = (1, 4, 5, 8)
 LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 2.5, 3.0)  # each costs only a ranking
 
 
 def parser() -> argparse.ArgumentParser:
-    found = runs.Parser(
+    found = Parser(
         prog="recipes/tune.sh",
         allow_abbrev=False,
         description="Find the beam and the length penalty of the highest BLEU on the validation set, and on no other, "
         "into RUNS/CORPUS/MODEL/tuning.json. Each beam is decoded once; the length penalty only ranks what was found. "
         "The last line is the call that evaluates the model with both.",
     )
-    evaluate.model_options(found, split=tuned.SPLIT)
+    evaluate.model_options(found, split=beam_tuning.SPLIT)
     evaluate.ensemble_option(found)
     found.add_argument(
         "--beams", nargs="+", type=int, default=BEAMS, metavar="N", help=f"to try (default: {told(BEAMS)})"
@@ -42,8 +47,8 @@ def check(arguments: argparse.Namespace) -> None:
     for name, several in (("beam", "beams"), ("lenpen", "lenpens")):
         if getattr(arguments, name) is not None:
             raise UserError(f"--{name} is found here; leave it out, or give --{several} to try")
-    if arguments.split != tuned.SPLIT:
-        raise UserError(f"--split {arguments.split}: a search is tuned on {tuned.SPLIT} only; leave --split out")
+    if arguments.split != beam_tuning.SPLIT:
+        raise UserError(f"--split {arguments.split}: a search is tuned on {beam_tuning.SPLIT} only; leave --split out")
     for beam in arguments.beams:
         if not 1 <= beam <= 1000:
             raise UserError(f"--beams must be from 1 to 1000, but one is {beam}")
@@ -80,34 +85,35 @@ def table(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> str:
 def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     check(arguments)
     chosen = evaluate.choose(arguments)
-    output = tuned.place(chosen, arguments)
-    if not runs.writable(chosen.run.folder):
+    output = beam_tuning.place(chosen, arguments)
+    if not disk.writable(chosen.run.folder):
         raise UserError(f"{chosen.run.folder}: not writable; copy the run, and name its folder with --runs")
 
     from tqdm import tqdm
 
-    from recipes import loading, scoring
+    from recipes.evaluation import model_loading
+    from recipes.metrics import quality
 
     state = chosen.load()
-    if loading.is_language_model(state):
+    if model_loading.is_language_model(state):
         raise UserError(f"{chosen.model} is a language model, which translates nothing: there is no search to tune")
     chosen, ensemble = chosen.load_others()
     translator = chosen.place.translator(state)
-    metric = {"bleu": scoring.metrics(chosen.place.corpus.target, lowercase=translator.target.lowercase)["bleu"]}
+    metric = {"bleu": quality.metrics(chosen.place.corpus.target, lowercase=translator.target.lowercase)["bleu"]}
     rows: list[dict[str, Any]] = []
-    print(f"Translating {len(chosen.sources):,} sentences of {tuned.SPLIT}, once a beam", flush=True)
+    print(f"Translating {len(chosen.sources):,} sentences of {beam_tuning.SPLIT}, once a beam", flush=True)
     for beam in sorted(set(arguments.beams)):
         with tqdm(total=len(chosen.sources), unit=" sentences", smoothing=0.1, desc=f"beam {beam}") as bar:
             found = translator.candidates(chosen.sources, {**chosen.search, "beam": beam}, progress=bar)
         for lenpen in sorted(set(arguments.lenpens)):
             texts = translator.ranked(found, lenpen)
-            scoring.check(texts, chosen.references)
-            scored = scoring.measured(metric, texts, chosen.references)["bleu"]
+            quality.check(texts, chosen.references)
+            scored = quality.measured(metric, texts, chosen.references)["bleu"]
             rows.append({"beam": beam, "lenpen": lenpen, "bleu": scored["score"]})
     winner = best(rows)
-    call = f"{asked.call('recipes/evaluate.sh', arguments)} --tuned"
+    call = f"{naming.call('recipes/evaluate.sh', arguments)} --tuned"
     facts = chosen.facts(state, command)
-    runs.write_json(
+    disk.write_json(
         output,
         {
             "beam": winner["beam"],
@@ -136,7 +142,7 @@ def main() -> int:
     given = sys.argv[1:]
     arguments = parser().parse_args(given)
     allocator.keep_freed_memory()
-    with runs.disk_errors(arguments.runs), runs.quiet():
+    with disk.disk_errors(arguments.runs), messages.quiet_libraries():
         return tune(arguments, ["recipes/tune.sh", *given])
 
 

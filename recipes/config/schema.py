@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from fairseq_host.errors import UserError
+from recipes.storage.provenance import ROOT
+from thoth_core.errors import UserError
 
-RECIPES = Path(__file__).resolve().parent
+RECIPES = Path(__file__).resolve().parent.parent
 LANGUAGE = r"[a-z]{2,3}(_[A-Za-z0-9]+)?"  # no dash: fairseq splits the pair "de-en" at it
 FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 REQUIRED: Any = object()
@@ -378,3 +379,13 @@ def _check_options(options: Any, where: str, block: str) -> None:
             raise UserError(
                 f"{where}: '{block}.{key}' must be text, a number, true, false or null, but is {shown(value)}"
             )
+
+
+def plugin_folder(model: ModelFile) -> Path | None:
+    """The folder of the model file's plugin: below the checkout, or an absolute path. None without one."""
+    if model.user_dir is None:
+        return None
+    folder = ROOT / model.user_dir
+    if not (folder / "__init__.py").is_file():
+        raise UserError(f"{model.path}: user_dir {model.user_dir!r} is no plugin: {folder}/__init__.py is missing")
+    return folder

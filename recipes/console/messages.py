@@ -1,8 +1,11 @@
 """What the preparation tells people: lines on standard output, warnings and progress on standard error."""
 
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
@@ -32,3 +35,16 @@ def progress(items: Iterable[T], label: str, total: int, stream: TextIO | None =
         if done % 1024 == 0 and time.monotonic() - last > INTERVAL:
             last = time.monotonic()
             print(f"{label}: {done:,} of {total:,}", file=stream, flush=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence warnings and informational logs of libraries; messages that matter to users are ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

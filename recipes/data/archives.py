@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq_host.errors import UserError
-from recipes.placing import digest, is_open_file, made
-from recipes.reporting import INTERVAL, say
+from recipes.console.messages import INTERVAL, say
+from recipes.storage.corpus_folder import digest, is_open_file, made
+from thoth_core.errors import UserError
 
 LIMIT = 1 << 30  # bytes of one member; far more than any release holds, and it stops an archive that swells
 ENDINGS = (".tgz", ".tar.gz", ".tar", ".zip")

@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq_host.errors import UserError
-from recipes.placing import LOG, digests
-from recipes.reporting import INTERVAL, progress, say
-from recipes.runs import Corpus, cores
+from recipes.console.messages import INTERVAL, progress, say
+from recipes.data.prepared_corpus import Corpus
+from recipes.storage.corpus_folder import LOG, digests
+from thoth_core.cpu import cores
+from thoth_core.errors import UserError
 
 Splits = dict[str, list[tuple[str, str]]]  # "train", "valid", "test", "test1", ...: (source, target) lines
 
@@ -93,7 +94,7 @@ def _write_sides(folder: Path, splits: Splits, languages: tuple[str, str]) -> Si
 
 def _learn_sentencepieces(folder: Path, lines: Sides, corpus: Ingredients) -> dict[str, Any]:
     """Learn sentencepiece models; returns the block "subwords" of corpus.json."""
-    from recipes import subwords  # sentencepiece is loaded only when the inputs have been found good
+    from recipes.tokenization import subwords  # sentencepiece is loaded only when the inputs have been found good
 
     settings = corpus.settings["subwords"]
     kind = f"{settings['model']}, {'joint' if settings['joint'] else 'for each language'}"
@@ -122,7 +123,7 @@ def _learn_sentencepieces(folder: Path, lines: Sides, corpus: Ingredients) -> di
 
 def _learn_merges(folder: Path, lines: Sides, corpus: Ingredients) -> dict[str, Any]:
     """Learn byte-pair merges of tokens; returns the block "subwords" of corpus.json."""
-    from recipes import bpe
+    from recipes.tokenization import bpe
 
     settings = corpus.settings["subwords"]
     threshold = settings["vocabulary_threshold"]
@@ -162,7 +163,7 @@ def _take_subwords(folder: Path, shared: Corpus) -> dict[str, Any]:
 
 def _write_pieces(folder: Path, lines: Sides, block: dict[str, Any]) -> None:
     """folder/pieces, by the sub-words in `folder` that the `block` "subwords" of corpus.json tells."""
-    from recipes import subwords
+    from recipes.tokenization import subwords
 
     for language in block["models"]:
         cut: Callable[[list[str]], Iterable[str]]

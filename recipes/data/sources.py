@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import archives, corpus_files, wit3
-from recipes.corpus_files import Pairs
-from recipes.declarative import RECIPES
-from recipes.placing import digest
-from recipes.runs import Corpus
+from recipes.config.schema import RECIPES
+from recipes.data import archives, text_files, wit3
+from recipes.data.prepared_corpus import Corpus
+from recipes.data.text_files import Pairs
+from recipes.storage.corpus_folder import digest
+from thoth_core.errors import UserError
 
 FORMAT = 1  # raise it when the same inputs and settings come to give other files
 SPLITS = ("train", "valid", "test")
@@ -54,7 +54,7 @@ def locate(options: argparse.Namespace, path: Path, corpus: dict[str, Any]) -> I
     if reader == "hub" and not named and (origin is None or not _holds_training_text(origin, corpus)):
         return _locate_data_set(origin, path, corpus)
     found = _locate_files(origin, path, corpus)
-    tables = (corpus_files.is_table(place) for places in found.places.values() for place in places)
+    tables = (text_files.is_table(place) for places in found.places.values() for place in places)
     if options.columns is not None and not any(tables):
         raise UserError("--columns: is of tables, but each text is a file a language; leave it out")
     return found
@@ -67,7 +67,9 @@ def _locate_generator(options: argparse.Namespace, path: Path, corpus: dict[str,
             raise UserError(f"--{option}: corpus '{path.stem}' generates its text and reads none; leave the option out")
     if (corpus["source"], corpus["target"]) != ("de", "en"):
         raise UserError(f"{path}: the reader quickstart generates de to en only; leave --source and --target out")
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(RECIPES.glob("quickstart_*.py"))))
+    code = hashlib.sha256(
+        b"".join(file.read_bytes() for file in sorted((RECIPES / "data" / "quickstart").glob("*.py")))
+    )
     return Input("quickstart", {}, None, [code.hexdigest(), version("num2words"), version("babel")])
 
 
@@ -85,11 +87,11 @@ def _locate_data_set(origin: Path | None, path: Path, corpus: dict[str, Any]) ->
         return Input("hub", {}, name, [f"{name}@{corpus['hub']['revision']}"])
     if corpus["hub"]["folder"] is not None and (origin / corpus["hub"]["folder"]).is_dir():
         origin = origin / corpus["hub"]["folder"]
-    files = corpus_files.data_set_files(origin)
+    files = text_files.data_set_files(origin)
     if not files:
         train = corpus["files"]["train"]
         wanted = f"neither {train}.{corpus['source']}[.gz] nor a" if train else "no"
-        held = corpus_files.holding(origin)
+        held = text_files.holding(origin)
         raise UserError(f"--from {origin}: holds {wanted} .parquet, .jsonl or .csv file; {held}")
     # Which file is which split is told by its name, so names count too.
     return Input("hub", {}, origin.resolve(), [f"{file.relative_to(origin)} {_digest(file)}" for file in files])
@@ -116,7 +118,7 @@ def _locate_archive(options: argparse.Namespace, path: Path, corpus: dict[str, A
         if not files:
             raise UserError(
                 f"--from {origin}: holds no train.tags.{settings['pair']}.* and no {settings['pair']}.tgz; "
-                f"{corpus_files.holding(origin)} (for a copy of a hub data set: --reader hub)"
+                f"{text_files.holding(origin)} (for a copy of a hub data set: --reader hub)"
             )
         return Input("wit3", {}, origin, [f"{file.name} {_digest(file)}" for file in files])
     found = _digest(origin)
@@ -154,7 +156,7 @@ def _locate_files(origin: Path | None, path: Path, corpus: dict[str, Any]) -> In
     identities = []
     for split, split_places in places.items():
         for place in split_places:
-            files = corpus_files.files_of(place, corpus["source"], corpus["target"])
+            files = text_files.files_of(place, corpus["source"], corpus["target"])
             identities += [f"{split} {_digest(file)}" for file in files]
     return Input("files", places, None, identities)
 
@@ -199,7 +201,7 @@ def read(found: Input, path: Path, corpus: dict[str, Any]) -> tuple[dict[str, Pa
     if found.reader == "hub":
         assert found.data_set is not None
         options = corpus["hub"] | ({"valid": None} if corpus["valid"]["every"] else {})
-        splits = corpus_files.read_hub(found.data_set, options)
+        splits = text_files.read_hub(found.data_set, options)
         given = corpus["hub"]["test"]
         titles = given if isinstance(given, list) else [given]
     elif found.reader == "wit3":
@@ -219,13 +221,13 @@ def read(found: Input, path: Path, corpus: dict[str, Any]) -> tuple[dict[str, Pa
 
 
 def _read_place(place: Path, corpus: dict[str, Any]) -> Pairs:
-    if corpus_files.is_table(place):
-        return corpus_files.read_table(place, corpus["files"]["columns"])
-    return corpus_files.read_prefix(place, corpus["source"], corpus["target"])
+    if text_files.is_table(place):
+        return text_files.read_table(place, corpus["files"]["columns"])
+    return text_files.read_prefix(place, corpus["source"], corpus["target"])
 
 
 def _generate(path: Path, settings: dict[str, int]) -> dict[str, Pairs]:
-    from recipes.quickstart_corpus import generate
+    from recipes.data.quickstart.generator import generate
 
     try:
         generated = generate(settings["seed"], {split: settings[split] for split in SPLITS})

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes.reporting import say
+from recipes.console.messages import say
+from thoth_core.errors import UserError
 
 HUGE_LINE = 100_000  # characters; no sentence is that long, but a file with the wrong line ends is
 TABLES = (".tsv", ".jsonl", ".parquet")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from fairseq_host.errors import UserError
-from recipes.archives import ENDINGS, Member, read_members
-from recipes.corpus_files import Pairs, decode, lines_of
-from recipes.reporting import say
+from recipes.console.messages import say
+from recipes.data.archives import ENDINGS, Member, read_members
+from recipes.data.text_files import Pairs, decode, lines_of
+from thoth_core.errors import UserError
 
 # As in fairseq's prepare-iwslt14.sh and prepare-iwslt17-multilingual.sh: title and description are translated and
 # count as sentences of their talk, the other lines of a header are dropped.

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq_host.errors import UserError
-from recipes import asked, declarative
-from recipes.declarative import Value
+from recipes.config import schema
+from recipes.config.schema import Value
+from recipes.storage import naming
+from thoth_core.errors import UserError
 
 if TYPE_CHECKING:
-    from recipes.evaluate import Chosen
+    from recipes.cli.evaluate import Chosen
 
 SPLIT = "valid"  # the only one: a search chosen on the test set would flatter itself
 # What the search is not chosen from, and what does not move the result.
@@ -29,7 +30,7 @@ KINDS: dict[str, Any] = {
 
 def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
     """The file; another for other parameters, other models of an ensemble or other options of the model."""
-    return chosen.run.folder / f"{asked.name(['tuning', *chosen.ensemble], arguments)}.json"
+    return chosen.run.folder / f"{naming.name(['tuning', *chosen.ensemble], arguments)}.json"
 
 
 def fixed(search: dict[str, Any]) -> dict[str, Any]:
@@ -39,14 +40,14 @@ def fixed(search: dict[str, Any]) -> dict[str, Any]:
 
 def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
     """What was found for these models; a UserError if it is missing, damaged, or of something else."""
-    path, again = place(chosen, arguments), asked.call("recipes/tune.sh", arguments)
+    path, again = place(chosen, arguments), naming.call("recipes/tune.sh", arguments)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--tuned: {path} is missing; tune first with: {again}") from None
     except (OSError, ValueError):
         raise UserError(f"{path}: not JSON; tune anew with: {again}") from None
-    declarative.check_written(found, KINDS, str(path), f"tune anew with: {again}")
+    schema.check_written(found, KINDS, str(path), f"tune anew with: {again}")
     expected = {
         "split": SPLIT,
         "corpus_fingerprint": chosen.place.corpus.fingerprint,
@@ -67,7 +68,7 @@ def check_parameters(
     if found["parameters_of_models"] != list(digests):
         raise UserError(
             f"{chosen.run.folder / found['file']}: was found with other parameters than the models have now; "
-            f"tune anew with: {asked.call('recipes/tune.sh', arguments)}"
+            f"tune anew with: {naming.call('recipes/tune.sh', arguments)}"
         )
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes import decoding, loading, perplexity, pictures, scoring, sentences
-from recipes.runs import Corpus
-from recipes.sentences import Sentence
+from recipes.data.prepared_corpus import Corpus
+from recipes.evaluation import model_loading, perplexity
+from recipes.evaluation import translator as decoding
+from recipes.metrics import quality, sentences
+from recipes.metrics.sentences import Sentence
+from recipes.reporting import plots
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ def translate(
     usages = translator.slot_usage(sources, translations, search["max-tokens"])
     exits = translator.exits(sources, translations, search["max-tokens"])
     print("Scoring with sacreBLEU", flush=True)
-    scored = scoring.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase)
+    scored = quality.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase)
     tokens = [
         translator.target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)
     ]
     if None not in tokens:
-        scored["tokenised_bleu"] = scoring.tokenised(*zip(*tokens, strict=True))
+        scored["tokenised_bleu"] = quality.tokenised(*zip(*tokens, strict=True))
     told = told_sentences(sources, references, talks, translations, tokens, scored)
     scores: dict[str, Any] = {
         **scored,
@@ -109,9 +112,9 @@ def translate(
             chosen = chosen_for_pictures(sources, hypotheses, count)
             shown = [([*translator.target.marked(translations[i].pieces), "</s>"], exits[i]) for i in chosen]
             blocks = translator.model.decoder.num_layers
-            pictures.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
+            plots.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
 
-    return Found(scores, usages, scoring.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
+    return Found(scores, usages, quality.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
 
 
 def told_sentences(
@@ -123,7 +126,7 @@ def told_sentences(
     scores: Mapping[str, Any],
 ) -> list[Sentence]:
     """The lines of sentences.jsonl, scored with the settings of `scores`. `tokens` are what BLEU of tokens compares."""
-    signatures = {name: scores[name]["signature"] for name in scoring.METRICS}
+    signatures = {name: scores[name]["signature"] for name in quality.METRICS}
     scored = sentences.sentence_scores([t.text for t in translations], references, signatures)
     of_talks: Sequence[str | None] = talks if talks is not None else [None] * len(sources)
     given = zip(sources, references, of_talks, translations, tokens, scored, strict=True)
@@ -147,7 +150,7 @@ def told_sentences(
 
 def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
     """Score a language model by its perplexity of `references`."""
-    model, task = loading.load_model(
+    model, task = model_loading.load_model(
         state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir, overrides=place.overrides
     )
     print(f"Reading {len(references):,} sentences of {place.split}", flush=True)
@@ -201,7 +204,7 @@ def draw_alignments(
         if found is None:
             continue
         path = folder / f"alignment-{len(lines) + 1}.png"
-        pictures.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
+        plots.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
         weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
         told = {"number": index + 1, "source": found.source, "target": found.target, "weights": weights}
         lines.append(json.dumps(told, ensure_ascii=False))
@@ -214,4 +217,4 @@ def draw_alignments(
 def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
     """slots-d2.png for the memory of decoder layer 2, and so on."""
     for layer, usage in usages.items():
-        pictures.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
+        plots.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")

@@ -11,9 +11,11 @@ import torch
 from tqdm import tqdm
 
 from depth_adaptive import calibration
-from fairseq_host.errors import UserError
-from recipes import decoding, loading, scoring
-from recipes.measuring import Place
+from recipes.evaluation import model_loading
+from recipes.evaluation import translator as decoding
+from recipes.evaluation.evaluator import Place
+from recipes.metrics import quality
+from thoth_core.errors import UserError
 
 # How near a mean exit must be to the wanted one to end the search.
 CLOSE = 0.01
@@ -208,7 +210,7 @@ class Trials:
         found.exit, found.tokens, found.mflops = figures["mean"], figures["tokens"], figures["mflops_per_token"]
         hypotheses = [translation.text for translation in translations]
         lowercase = self.translator.target.lowercase
-        found.bleu = scoring.score(hypotheses, self.references, self.language, lowercase=lowercase)["bleu"]
+        found.bleu = quality.score(hypotheses, self.references, self.language, lowercase=lowercase)["bleu"]
         found.seconds = round(statistics.seconds, 3)
         if threshold is None:
             self.translations = translations
@@ -250,7 +252,7 @@ def load(state: dict[str, Any], place: Place, *, policy: str) -> decoding.Transl
     """The translator for a checkpoint's `state`; a UserError if `policy` has no threshold to find in its model."""
     name = place.checkpoint
     remedy = "calibrate a model of depth_adaptive with two decoder blocks or more"
-    if loading.is_language_model(state):
+    if model_loading.is_language_model(state):
         raise UserError(f"{name}: a language model, which has no exits; {remedy}")
     translator = decoding.load_translator(
         state,

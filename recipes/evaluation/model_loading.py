@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fairseq_host.errors import UserError
-from recipes.runs import Corpus
+from recipes.data.prepared_corpus import Corpus
+from thoth_core.errors import UserError
 
 
 def is_language_model(state: Mapping[str, Any]) -> bool:
@@ -55,9 +55,9 @@ def load_model(
         UserError: the state does not fit the corpus or the installed code, its parameters are not finite, or the
             model has no such option.
     """
-    import fairseq_host
+    import fairseq_compat
 
-    fairseq_host.install()
+    fairseq_compat.install()
     from fairseq import tasks, utils
     from omegaconf import OmegaConf, open_dict
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fairseq_host.errors import UserError
-from recipes import scoring
+from recipes.metrics import quality
+from thoth_core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def table(scores: Mapping[str, Any]) -> str:
         f"{'perplexity a sub-word':<22} {scores['perplexity']['subword']:8.2f}   {scores['tokens']:,} sub-words",
         f"{'bits a character':<22} {scores['bits_per_character']:8.3f}   {scores['characters']:,} characters",
     ]
-    return "\n".join([*lines, "", *scoring.facts(scores)]) + "\n"
+    return "\n".join([*lines, "", *quality.facts(scores)]) + "\n"

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from fairseq.data import data_utils
 
-from fairseq_host.errors import UserError
-from recipes import loading, subwords
-from recipes.runs import Corpus
-from recipes.subwords import Subwords
+from recipes.data.prepared_corpus import Corpus
+from recipes.evaluation import model_loading
+from recipes.tokenization import subwords
+from recipes.tokenization.subwords import Subwords
+from thoth_core.errors import UserError
 
 # Options of a model file's `generate` block and their defaults. Lengths are in pieces, max-tokens in source
 # pieces a batch.
@@ -420,10 +421,10 @@ def load_translator(
 
     `others` are (state, path, user_dir) of the other models of an ensemble. Raises a UserError if one does not fit.
     """
-    model, task = loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)
+    model, task = model_loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)
     models = []
     for other, its_path, its_plugin in others:
-        its_model, its_task = loading.load_model(other, path=its_path, corpus=corpus, user_dir=its_plugin)
+        its_model, its_task = model_loading.load_model(other, path=its_path, corpus=corpus, user_dir=its_plugin)
         for name in ("source_dictionary", "target_dictionary"):
             if getattr(its_task, name, None) != getattr(task, name, None):
                 raise UserError(f"{its_path}: has another {name.replace('_', ' ')} than {path}: no ensemble of these")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 METRICS = ("bleu", "chrf", "ter")
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER (lower is better)", "tokenised_bleu": "BLEU of tokens"}

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import scoring
+from recipes.metrics import quality
+from thoth_core.errors import UserError
 
 NAME = "sentences.jsonl"
 
@@ -38,7 +38,7 @@ def sentence_scores(
     As in sacreBLEU's sentence-level mode, BLEU of a sentence counts only the orders of n-grams that it is long enough
     for (eff:yes). The mean of either is not the score of the corpus.
     """
-    metrics = scoring.metrics_of({name: signatures[name] for name in ("bleu", "chrf")})
+    metrics = quality.metrics_of({name: signatures[name] for name in ("bleu", "chrf")})
     metrics["bleu"].effective_order = True
     found = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):

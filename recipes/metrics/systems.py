@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import declarative, scoring, sentences
-from recipes.declarative import Value
-from recipes.sentences import Sentence
+from recipes.config import schema
+from recipes.config.schema import Value
+from recipes.metrics import quality, sentences
+from recipes.metrics.sentences import Sentence
+from thoth_core.errors import UserError
 
 # Upper ends of the classes of sentences by the length of their source.
 LENGTHS = (10, 20, 30, 40, 50)
@@ -51,7 +52,7 @@ class System:
 
     @property
     def signatures(self) -> dict[str, str]:
-        return {name: self.scores[name]["signature"] for name in scoring.present(self.scores)}
+        return {name: self.scores[name]["signature"] for name in quality.present(self.scores)}
 
     def texts(self, metric: str) -> tuple[list[str], list[str]]:
         """The hypotheses and references that `metric` compares; empty where a sentence has no tokens."""
@@ -63,9 +64,9 @@ class System:
     def measured(self) -> dict[str, Any]:
         """What sacreBLEU, as it is installed, makes of the sentences with the settings of scores.json."""
         found: dict[str, Any] = {}
-        for name, metric in scoring.metrics_of(self.signatures).items():
-            scoring.check(*self.texts(name))
-            found |= scoring.measured({name: metric}, *self.texts(name))
+        for name, metric in quality.metrics_of(self.signatures).items():
+            quality.check(*self.texts(name))
+            found |= quality.measured({name: metric}, *self.texts(name))
         return found
 
     @property
@@ -99,10 +100,10 @@ def open_system(given: Path) -> System:
         raise UserError(f"{path}: not a JSON object; evaluate anew")
     if "perplexity" in scores:
         raise UserError(f"{folder}: of a language model, which has no translations; give translation models")
-    for name in (*NEEDED, *scoring.METRICS):
+    for name in (*NEEDED, *quality.METRICS):
         if name not in scores:
             raise UserError(f"{path}: has no {name}; evaluate anew (recipes/evaluate.sh)")
-    for name in scoring.present(scores):
+    for name in quality.present(scores):
         told = scores[name]
         known = (
             isinstance(told, dict) and isinstance(told.get("score"), float) and isinstance(told.get("signature"), str)
@@ -111,7 +112,7 @@ def open_system(given: Path) -> System:
             raise UserError(f"{path}: {name} must have a score and a signature; evaluate anew (recipes/evaluate.sh)")
     there = [name for name in OPTIONAL if name in scores and (name, scores[name]) != ("tuned", None)]
     kinds = NEEDED | {name: OPTIONAL[name] for name in there}
-    declarative.check_written(scores, kinds, str(path), "evaluate anew (recipes/evaluate.sh)")
+    schema.check_written(scores, kinds, str(path), "evaluate anew (recipes/evaluate.sh)")
     return System(str(given), folder, scores, sentences.read(folder, scores["sentences"]))
 
 
@@ -134,11 +135,11 @@ def check_comparable(systems: Sequence[System]) -> None:
                         f"{system.folder}: sentence {mine.number} of {what(system)} has another {name} than that of "
                         f"{what(first)} in {first.folder}; only translations of the same test set can be compared"
                     )
-        for name in scoring.present({**system.scores, **first.scores}):
+        for name in quality.present({**system.scores, **first.scores}):
             mine_is, its_is = (found.signatures.get(name, "(no such score)") for found in (system, first))
             if mine_is != its_is:
                 raise UserError(
-                    f"{system.folder}: {scoring.title(name)} has the signature {mine_is}, that of {first.folder} "
+                    f"{system.folder}: {quality.title(name)} has the signature {mine_is}, that of {first.folder} "
                     f"{its_is}; score both alike (recipes/score.sh --update)"
                 )
 
@@ -152,7 +153,7 @@ def check_scores(system: System) -> None:
     """Raise a UserError unless scores.json is what sacreBLEU, as it is installed, makes of sentences.jsonl."""
     path, again = system.folder / "scores.json", f"score anew with: recipes/score.sh --update {system.folder}"
     for name, found in system.measured().items():
-        told, title = system.scores[name], scoring.title(name)
+        told, title = system.scores[name], quality.title(name)
         for key in ("signature", "score"):
             if told[key] != found[key]:
                 raise UserError(
@@ -199,8 +200,8 @@ def paired(
     from sacrebleu.significance import PairedTest
 
     found: dict[str, dict[str, Any]] = {}
-    for name, metric in scoring.metrics_of(systems[0].signatures).items():
-        said(f"Testing {scoring.title(name)}: {samples:,} {'resamples' if test == 'bs' else 'trials'}")
+    for name, metric in quality.metrics_of(systems[0].signatures).items():
+        said(f"Testing {quality.title(name)}: {samples:,} {'resamples' if test == 'bs' else 'trials'}")
         named: list[tuple[str, Sequence[str]]] = [(system.name, system.texts(name)[0]) for system in systems]
         with seeded(seed):
             paired_test = PairedTest(
@@ -231,7 +232,7 @@ def paired(
 
 def spaced(language: str) -> bool:
     """Whether words of `language` stand between spaces."""
-    return scoring.two_letters(language) not in UNSPACED
+    return quality.two_letters(language) not in UNSPACED
 
 
 def length(sentence: str, language: str) -> int:
@@ -267,7 +268,7 @@ def bleu_of_parts(systems: Sequence[System], parts: Mapping[str, Sequence[int]])
 
     A part is scored as if it were a corpus, so that the mean over parts is not the score of the whole.
     """
-    metric = {"bleu": scoring.metrics_of(systems[0].signatures)["bleu"]}
+    metric = {"bleu": quality.metrics_of(systems[0].signatures)["bleu"]}
     rows = []
     for part, chosen in parts.items():
         if not chosen:
@@ -275,7 +276,7 @@ def bleu_of_parts(systems: Sequence[System], parts: Mapping[str, Sequence[int]])
         scores = []
         for system in systems:
             hypotheses, references = ([texts[i] for i in chosen] for texts in system.texts("bleu"))
-            scores.append(scoring.measured(metric, hypotheses, references)["bleu"]["score"])
+            scores.append(quality.measured(metric, hypotheses, references)["bleu"]["score"])
         rows.append({"part": part, "sentences": len(chosen), "bleu": scores})
     return rows
 
@@ -286,14 +287,14 @@ def search(system: System) -> str:
     told = f"beam {scores['search']['beam']}, length penalty {scores['search']['lenpen']:g}"
     told += f" (tuned on {scores['tuned']['split']})" if scores.get("tuned") else ""
     options = ", ".join(f"{name}={value}" for name, value in scores.get("overrides", {}).items())
-    return f"{told}; {scoring.checkpoint(scores)}" + (f"; {options}" if options else "")
+    return f"{told}; {quality.checkpoint(scores)}" + (f"; {options}" if options else "")
 
 
 def table(comparison: Mapping[str, Any], systems: Sequence[System]) -> str:
     """Markdown."""
     numbers = [str(position) for position in range(1, len(systems) + 1)]
     tests = comparison["tests"]
-    titles = [scoring.title(name) for name in tests]
+    titles = [quality.title(name) for name in tests]
     lines = [f"# {what(systems[0])}: {len(systems[0].sentences):,} sentences", ""]
     lines += row("", "system", "decoded with", *(cell for title in titles for cell in (title, "95% interval", "p")))
     lines += row(*["---"] * (3 + 3 * len(titles)))

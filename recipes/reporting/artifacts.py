@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import declarative, pictures
-from recipes.comparing import System
-from recipes.declarative import Value
-from recipes.runs import Run
+from recipes.config import schema
+from recipes.config.schema import Value
+from recipes.metrics.systems import System
+from recipes.reporting import plots
+from recipes.training.run import Run
+from thoth_core.errors import UserError
 
 AGAIN = "evaluate anew (recipes/evaluate.sh)"
 # Figures of scores.json that a report needs, and those it shows where there are any.
@@ -75,7 +76,7 @@ def check_figures(system: System) -> None:
     kinds = FIGURES | {name: {} for name in ("overrides", "slot_usage") if name in scores}
     if exits is not None:
         kinds["exits"] = EXITS
-    check = partial(declarative.check_written, where=str(system.folder / "scores.json"), again=AGAIN)
+    check = partial(schema.check_written, where=str(system.folder / "scores.json"), again=AGAIN)
     check(scores, kinds)
     if exits is not None:
         check(exits["tokens"], dict.fromkeys(exits["tokens"], Value(float)), name="exits.tokens")
@@ -89,7 +90,7 @@ def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     run = Run(system.folder.resolve().parent)
     if not run.record_path.is_file() or run.folder.name != system.scores["model"]:
         return [], []
-    train, valid = pictures.curves(run.progress())
+    train, valid = plots.curves(run.progress())
     for record in (*train, *valid):
         for name in ("updates", "loss", "nll_loss", "seconds"):
             if record.get(name) is not None and not is_number(record[name]):

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes import charts, comparing, markup, pictures, scoring
-from recipes.markup import figure, plain, table, text
-from recipes.shown import Shown
+from recipes.metrics import quality
+from recipes.metrics import systems as comparing
+from recipes.reporting import charts, markup, plots
+from recipes.reporting.artifacts import Shown
+from recipes.reporting.markup import figure, plain, table, text
 
 HERE = Path(__file__).resolve().parent
 A_PAGE = 25  # sentences shown at a time; without scripts all are there, and that many are printed
@@ -50,8 +52,8 @@ def page(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{heading}</h2>\n{content}</section>'
         for name, heading, content in sections
     )
-    style = (HERE / "report.css").read_text(encoding="utf-8") + exit_colours(systems)
-    script = (HERE / "report.js").read_text(encoding="utf-8")
+    style = (HERE / "static" / "report.css").read_text(encoding="utf-8") + exit_colours(systems)
+    script = (HERE / "static" / "report.js").read_text(encoding="utf-8")
     count = f"{len(systems)} system{'s' * (len(systems) != 1)}, {len(systems[0].system.sentences):,} sentences"
     # The policy comes before what it judges: nothing is loaded, and no other style or script is heeded.
     return f"""<!DOCTYPE html>
@@ -103,10 +105,10 @@ def legend(systems: Sequence[Shown]) -> str:
 
 def scores_section(systems: Sequence[Shown], comparison: Mapping[str, Any]) -> str:
     tests = comparison.get("tests", {})
-    metrics = scoring.present(systems[0].scores)
+    metrics = quality.present(systems[0].scores)
     head, rows = ["system"], []
     for metric in metrics:
-        head += [scoring.NAMES[metric], *(["95% interval", "p"] if metric in tests else [])]
+        head += [quality.NAMES[metric], *(["95% interval", "p"] if metric in tests else [])]
     for number, (name, system) in enumerate(zip(names(systems), systems, strict=True)):
         cells = [name]
         for metric in metrics:
@@ -120,7 +122,7 @@ def scores_section(systems: Sequence[Shown], comparison: Mapping[str, Any]) -> s
         rows.append(cells)
     first = systems[0].system.signatures
     below = "".join(
-        f"<li>{scoring.title(name)}: <code>{text(first[name])}</code>"
+        f"<li>{quality.title(name)}: <code>{text(first[name])}</code>"
         + (f"; test <code>{text(tests[name]['signature'])}</code>" if tests else "")
         + "</li>"
         for name in metrics
@@ -146,7 +148,7 @@ def training_section(systems: Sequence[Shown]) -> str:
             charts.Series(number, points, faint)
             for number, system in enumerate(systems)
             for records, faint in ((system.train, True), (system.valid, False))
-            if (points := pictures.points(records, key, scale))
+            if (points := plots.points(records, key, scale))
         ]
         if series:
             title = f"Loss against {label}"
@@ -155,7 +157,7 @@ def training_section(systems: Sequence[Shown]) -> str:
         return ""
     rows = [
         [name, *(figure(r.get(key), form, scale=scale) for key, form, scale in
-                 (("updates", "{:,}", 1), ("seconds", "{:,.1f}", 1 / 60))), figure(pictures.loss(r), "{:.3f}")]
+                 (("updates", "{:,}", 1), ("seconds", "{:,.1f}", 1 / 60))), figure(plots.loss(r), "{:.3f}")]
         for name, system in zip(names(systems), systems, strict=True)
         for r in system.valid
     ]  # fmt: skip
@@ -164,7 +166,7 @@ def training_section(systems: Sequence[Shown]) -> str:
     note = f"<p>No records of training beside the evaluation of {', '.join(unknown)}.</p>" if unknown else ""
     for system in systems:
         known = [*system.train, *system.valid]
-        if lost := sum(pictures.loss(record) is None for record in known):
+        if lost := sum(plots.loss(record) is None for record in known):
             note += f"<p>Left out, since their loss is not finite: {lost:,} of {len(known):,} records of "
             note += f"{text(system.label)}.</p>"
         if known and system.scores.get("ensemble"):
@@ -210,10 +212,10 @@ def cost_section(systems: Sequence[Shown]) -> str:
         alone = not scores.get("ensemble")
         updates = [
             figure(model.get("updates"), "{:,}", of=f"ensemble.{place - 1}.updates" if place else "updates")
-            for place, model in enumerate(scoring.models(scores))
+            for place, model in enumerate(quality.models(scores))
         ]
         minutes = figure(
-            scoring.checkpoint_seconds(scores), "{:,.1f}", of="checkpoint_seconds" if alone else "", scale=1 / 60
+            quality.checkpoint_seconds(scores), "{:,.1f}", of="checkpoint_seconds" if alone else "", scale=1 / 60
         )
         rows.append(
             [
@@ -381,6 +383,6 @@ def made_section(systems: Sequence[Shown], comparison: Mapping[str, Any], comman
     for name, system in zip(names(systems), systems, strict=True):
         training = system.scores.get("training_command")
         trained = f"<p>Trained by <code>{text(str(training))}</code></p>" if training else ""
-        told = text(scoring.table(system.scores))
+        told = text(quality.table(system.scores))
         found.append(f"<details><summary>{name}</summary><pre>{told}</pre>{trained}</details>")
     return "\n".join(found)

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
-from recipes.reporting import say
+from recipes.console.messages import say
 
 LOG = "preprocess.log"  # it names the number of processes, so it is no part of what is the same everywhere
 BESIDE = ("corpus.json", LOG)  # files of a prepared corpus that corpus.json has no sum of

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from os import getpid
 from pathlib import Path
 
-from fairseq_host.errors import UserError
-from recipes import runs
+from recipes.storage import disk
+from thoth_core.errors import UserError
 
 
 def make_ready(output: Path, written: re.Pattern[str]) -> None:
@@ -38,7 +38,7 @@ def make_ready(output: Path, written: re.Pattern[str]) -> None:
     parent = output.parent
     while not parent.exists():
         parent = parent.parent
-    if not runs.writable(parent):
+    if not disk.writable(parent):
         raise UserError(f"{parent}: not writable; give another folder with --output")
 
 
@@ -83,7 +83,7 @@ def recover(final: Path) -> None:
         if not left.name.startswith(prefix):
             continue
         found = re.fullmatch(r"(new|old)\.(.+)\.(\d+)\.\w+", left.name.removeprefix(prefix))
-        if found is None or found[2] != socket.gethostname() or runs.alive(int(found[3])):
+        if found is None or found[2] != socket.gethostname() or disk.alive(int(found[3])):
             continue
         if found[1] == "old" and (left / "old").is_dir() and not final.exists():
             (left / "old").rename(final)

@@ -2,10 +2,12 @@
 
 import argparse
 import hashlib
+import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
-from recipes import runs
+from thoth_core.errors import UserError
 
 LONGEST = 200  # bytes of a name; file systems take 255, with what is added while it is written and by its ending
 
@@ -40,4 +42,21 @@ def call(script: str, arguments: argparse.Namespace, overrides: Sequence[str] = 
         words += ["--override", override]
     if ensemble := getattr(arguments, "ensemble", []):
         words += ["--ensemble", *ensemble]
-    return " ".join([runs.call(script, arguments), *([shlex.join(words)] if words else [])])
+    return " ".join([same_run(script, arguments), *([shlex.join(words)] if words else [])])
+
+
+def same_run(script: str, arguments: argparse.Namespace) -> str:
+    """The call of another recipe for the same corpus, model and folders."""
+    parts = [script, arguments.corpus, arguments.model]
+    for name in ("data", "runs"):
+        if getattr(arguments, name) != Path(name):
+            parts += [f"--{name}", str(getattr(arguments, name))]
+    return shlex.join(parts)
+
+
+def short_name(argument: str, option: str) -> str:
+    """The folder name that CORPUS or MODEL stands for: itself, or the stem of a path to a .yaml file."""
+    name = Path(argument).stem if argument.endswith((".yaml", ".yml")) else argument
+    if not name or name.startswith(".") or "/" in name or os.sep in name:
+        raise UserError(f"{option} {argument!r} is neither a name nor a path to a .yaml file")
+    return name

@@ -13,8 +13,8 @@ from unittest import mock
 
 from subword_nmt import apply_bpe, get_vocab, learn_bpe
 
-from fairseq_host.errors import UserError
-from recipes.reporting import progress, warn
+from recipes.console.messages import progress, warn
+from thoth_core.errors import UserError
 
 CONTINUED = "@@"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from recipes import moses
-from recipes.bpe import CONTINUED, Merges, joined
+from recipes.tokenization import moses
+from recipes.tokenization.bpe import CONTINUED, Merges, joined
 
 
 class MosesBpe:

@@ -1,8 +1,8 @@
-"""Sub-words: what plain text is to a model, and back; here by sentencepiece, in `recipes.paper` by Moses and merges.
+"""Sub-word segmentation by sentencepiece, and back to text (by Moses and BPE: `recipes.tokenization.moses_bpe`).
 
 A sentencepiece model is learned from the training text, the same to the byte on every run. It carries the same
-normalisation of spaces and invisible characters as `recipes.cleaning`, so raw text may be given to it; otherwise text
-is left as it is, and decode(encode(text)) is the cleaned text again.
+normalisation of spaces and invisible characters as `recipes.data.cleaning`, so raw text may be given to it; otherwise
+text is left as it is, and decode(encode(text)) is the cleaned text again.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import sentencepiece
 
-from fairseq_host.errors import UserError
-from recipes.cleaning import REPLACED, SPACES
+from recipes.data.cleaning import REPLACED, SPACES
+from thoth_core.errors import UserError
 
 if TYPE_CHECKING:
-    from recipes.bpe import Merges
+    from recipes.tokenization.bpe import Merges
 
 # The result of `unigram` depends on how many threads share the work: the same number on every machine.
 THREADS = 4
@@ -96,14 +96,14 @@ def load(block: Mapping[str, Any], folder: Path, language: str) -> Subwords:
     """What the `block` "subwords" of corpus.json in `folder` says of `language`."""
     if block["kind"] == "sentencepiece":
         return Encoder((folder / block["models"][language]).read_bytes())
-    from recipes.paper import MosesBpe
+    from recipes.tokenization.moses_bpe import MosesBpe
 
     return MosesBpe(language, merges(block, folder, language), lowercase=block["lowercase"])
 
 
 def merges(block: Mapping[str, Any], folder: Path, language: str) -> "Merges":
     """Those of subword-nmt, which cut tokens, that the `block` "subwords" of corpus.json in `folder` tells."""
-    from recipes.bpe import Merges
+    from recipes.tokenization.bpe import Merges
 
     codes = (folder / block["models"][language]).read_text(encoding="utf-8")
     known = block["vocabularies"].get(language)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.runs import Run, write_atomically
+from recipes.storage.disk import write_atomically
+from recipes.training.run import Run
 
 Record = dict[str, Any]
 

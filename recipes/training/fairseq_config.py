@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-import fairseq_host
-from fairseq_host.errors import UserError
-from recipes import launch, runs
+import fairseq_compat
+from recipes.console import messages
+from recipes.training import launcher
+from thoth_core.errors import UserError
 
 # The groups of fairseq's configuration that a training reads.
 GROUPS = (
@@ -52,7 +53,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-    from fairseq_host.launch import prepare_precision
+    from fairseq_compat.launch import prepare_precision
 
     parsed = options.parse_args_and_arch(options.get_training_parser(), list(arguments))
     found = convert_namespace_to_omegaconf(parsed)
@@ -64,15 +65,15 @@ def _parse(arguments: Sequence[str]) -> Any:
 def _told_in_a_line() -> Iterator[None]:
     """What fairseq says against the options becomes a UserError; its notes are left out."""
     complaint = io.StringIO()
-    with runs.quiet():
-        fairseq_host.install()
+    with messages.quiet_libraries():
+        fairseq_compat.install()
         try:
             with contextlib.redirect_stderr(complaint):
                 yield
         except UserError:
             raise
         except SystemExit:  # argparse's way
-            raise UserError(launch.cause(complaint.getvalue().splitlines())) from None
+            raise UserError(launcher.cause(complaint.getvalue().splitlines())) from None
         except Exception as error:  # fairseq and plugins raise anything; all of it is about these options
             why = f"{type(error).__name__}: {error}".split("\n")[0]
             raise UserError(f"the model cannot be built: {why}") from None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairseq_host.errors import UserError
+from thoth_core.errors import UserError
 
 Options = dict[str, Any]
 

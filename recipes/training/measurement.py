@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import configuration, launch, runs
-from recipes.plan import Plan, threads_for
-from recipes.progress import parse
-from recipes.runs import Run
+from recipes.console import messages
+from recipes.training import fairseq_config, launcher
+from recipes.training.events import parse
+from recipes.training.plan import Plan, threads_for
+from recipes.training.run import Run
+from thoth_core.errors import UserError
 
 # Numbers that an optimizer keeps of each parameter.
 STATES = {"adam": 2, "product_key_adam": 2, "adamax": 2, "adadelta": 2, "adagrad": 1, "nag": 1, "sgd": 0, "lamb": 2}
@@ -95,12 +96,12 @@ def expect(plan: Plan) -> Forecast:
     """Foretell the training; a UserError where it cannot be built."""
     import torch
 
-    found, task, model = configuration.build(plan.arguments())
+    found, task, model = fairseq_config.build(plan.arguments())
     parameters = sum(p.numel() for p in model.parameters())
     half = found.common.bf16 or found.common.fp16
     efficient = found.common.memory_efficient_bf16 or found.common.memory_efficient_fp16
     torch.set_num_threads(threads_for(plan.processes))
-    with runs.quiet():
+    with messages.quiet_libraries():
         task.load_dataset("train")
         dataset, batches = task.dataset("train"), _batches(found, task, model)
         criterion = task.build_criterion(found.criterion)
@@ -295,10 +296,10 @@ def measure(plan: Plan, updates: int | None) -> Measured | None:
             if found := re.search(r'"gb_free": "?([\d.]+)', line):
                 free.append(float(found[1]))
 
-        status = launch.run(trial.command(), threads=threads_for(plan.processes), lock=lock, on_line=on_line)
+        status = launcher.run(trial.command(), threads=threads_for(plan.processes), lock=lock, on_line=on_line)
         print(file=sys.stderr)
         if status != 0:
-            raise UserError(f"measuring stopped: {launch.cause(recent[-200:])}")
+            raise UserError(f"measuring stopped: {launcher.cause(recent[-200:])}")
     timed = [(moment, number) for number, moment in sorted(moments.items()) if number > updates // 5]
     steps = [(b - a) / (n - m) for (a, m), (b, n) in itertools.pairwise(timed)]
     return Measured(updates, statistics.mean(steps), _peak(plan.device, free))

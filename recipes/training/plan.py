@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_host.errors import UserError
-from recipes import configuration, declarative, launch, options, runs
-from recipes.options import Options
-from recipes.runs import Corpus, Run
+from recipes.config import schema
+from recipes.config.schema import plugin_folder
+from recipes.data.prepared_corpus import Corpus
+from recipes.training import fairseq_config, fairseq_options, launcher
+from recipes.training.fairseq_options import Options
+from recipes.training.run import Run
+from thoth_core.cpu import cores
+from thoth_core.errors import UserError
 
 # What every training does unless the model file or the command line says otherwise.
 DEFAULTS: Options = {
@@ -35,14 +39,14 @@ class Plan:
     `processes` are those of one machine; `hydra`: train from a file for Hydra, which says the same.
     """
 
-    model: declarative.ModelFile
+    model: schema.ModelFile
     corpus: Corpus
     run: Run
     options: Options
     device: str
     processes: int
     seed: int
-    machines: launch.Machines = launch.ALONE
+    machines: launcher.Machines = launcher.ALONE
     hydra: bool = False
 
     @property
@@ -53,19 +57,19 @@ class Plan:
     @property
     def limits(self) -> Options:
         """When the training stops: any of max-update, max-epoch, patience (in validations) and minutes."""
-        return {name: self.options[name] for name in options.LIMITS if name in self.options}
+        return {name: self.options[name] for name in fairseq_options.LIMITS if name in self.options}
 
     @property
     def languages(self) -> str:
         """`de to en`; `en` for a language model."""
         target = self.corpus.target
-        return target if options.is_language_model(self.options) else f"{self.corpus.source} to {target}"
+        return target if fairseq_options.is_language_model(self.options) else f"{self.corpus.source} to {target}"
 
     def arguments(self) -> list[str]:
-        """The arguments of fairseq_host.train, data folder first."""
-        plugin = runs.plugin(self.model)
+        """The arguments of fairseq_compat.train, data folder first."""
+        plugin = plugin_folder(self.model)
         minutes = self.options.get("minutes")
-        alone = options.is_language_model(self.options)
+        alone = fairseq_options.is_language_model(self.options)
         ours: Options = {
             "user-dir": plugin,
             "source-lang": None if alone else self.corpus.source,
@@ -86,15 +90,15 @@ class Plan:
         # A worker process pays only where a GPU waits for data.
         theirs.setdefault("num-workers", 0 if self.device == "cpu" else 2)
         data = self.corpus.alone if alone else self.corpus.bin
-        return [str(data), *options.to_arguments(ours), *options.to_arguments(theirs)]
+        return [str(data), *fairseq_options.to_arguments(ours), *fairseq_options.to_arguments(theirs)]
 
     def command(self) -> list[str]:
         """The command line that trains, on this machine."""
-        module, arguments = "fairseq_host.train", self.arguments()
+        module, arguments = "fairseq_compat.train", self.arguments()
         if self.hydra:
-            module, arguments = "fairseq_host.hydra_train", ["--config-dir", str(self.run.folder.absolute())]
+            module, arguments = "fairseq_compat.hydra_train", ["--config-dir", str(self.run.folder.absolute())]
             arguments += ["--config-name", self.configuration_path.stem]
-        return launch.command_line(module, arguments, processes=self.processes, machines=self.machines)
+        return launcher.command_line(module, arguments, processes=self.processes, machines=self.machines)
 
     @property
     def configuration_path(self) -> Path:
@@ -105,11 +109,11 @@ class Plan:
     def configuration(self) -> str:
         """The text of Hydra's file for this training."""
         head = f"{self.model.name} on {self.corpus.name}, seed {self.seed}: written by recipes/train.sh --hydra"
-        return configuration.as_yaml(configuration.for_hydra(self.arguments()), head)
+        return fairseq_config.as_yaml(fairseq_config.for_hydra(self.arguments()), head)
 
     def identity(self) -> Options:
         """All that the result depends on, as text: what must stay the same for a run to be resumed."""
-        ignored = {*options.LIMITS, *options.DISPLAY}
+        ignored = {*fairseq_options.LIMITS, *fairseq_options.DISPLAY}
         if self.options.get("lr-scheduler") in SCHEDULES_OVER_MAX_UPDATE:
             ignored.remove("max-update")
         kept = {f"--{name}": str(value) for name, value in self.options.items() if name not in ignored}
@@ -130,20 +134,20 @@ class Plan:
         return f"on the CPU{others} {'with' if self.processes == 1 else f'in {self.processes} processes of'} {count}"
 
 
-def merged_options(model: declarative.ModelFile, corpus: Corpus, extra: Sequence[str], *, device: str) -> Options:
+def merged_options(model: schema.ModelFile, corpus: Corpus, extra: Sequence[str], *, device: str) -> Options:
     """Model file over defaults, its part for this corpus over that, the command line over all.
 
     A model file's bf16 is passed over, and that is said, on a CPU where it would be slower than float32.
     """
-    from_file = options.normalised(model.options("train", corpus.name))
-    options.refuse_reserved(from_file, f"in {model.path}")
-    from_user = options.from_command_line(extra)
+    from_file = fairseq_options.normalised(model.options("train", corpus.name))
+    fairseq_options.refuse_reserved(from_file, f"in {model.path}")
+    from_user = fairseq_options.from_command_line(extra)
     if "minutes" in from_user:
         raise UserError("--minutes (after --) is an option of recipes/train.sh itself: put it before the --")
     if device == "cpu" and from_file.get("bf16") and "bf16" not in from_user and not cpu_computes_bf16():
         print("note: this CPU has no bfloat16 matrix products: training in float32 (-- --bf16 would insist)")
         del from_file["bf16"]
-    options.refuse_reserved(from_user, "after --")
+    fairseq_options.refuse_reserved(from_user, "after --")
     for name, value in from_user.items():
         if from_file.get(name) is True and str(value).lower() == "false":
             from_user[name] = False  # a flag of the file, switched off
@@ -219,7 +223,7 @@ def threads_for(processes: int) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    return max(1, runs.cores() // processes)
+    return max(1, cores() // processes)
 
 
 def shown(command: Sequence[str]) -> str:

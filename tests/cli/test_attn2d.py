@@ -12,8 +12,8 @@ import torch
 
 from attn2d.aggregators import AGGREGATORS
 from attn2d.convnet import CONVNETS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = str(ROOT / "attn2d")
 SMALL = [
     *("--encoder-embed-dim", "16", "--decoder-embed-dim", "16", "--convnet-channels", "16"),
@@ -203,7 +203,7 @@ def test_from_pretrained(trained: Path, tiny_corpus: Path) -> None:
 def test_wrong_options(options: list[str], message: str, tiny_corpus: Path, tmp_path: Path) -> None:
     output = subprocess.run(
         [
-            *(sys.executable, "-m", "fairseq_host.train", str(tiny_corpus), "--user-dir", PLUGIN, "--cpu"),
+            *(sys.executable, "-m", "fairseq_compat.train", str(tiny_corpus), "--user-dir", PLUGIN, "--cpu"),
             *("--task", "pervasive_translation", "--arch", "pervasive_small", "--optimizer", "adam"),
             *("--max-tokens", "100", "--save-dir", str(tmp_path / "run"), *options),
         ],

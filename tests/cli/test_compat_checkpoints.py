@@ -1,4 +1,4 @@
-"""Safe loading, atomic saving and averaging of checkpoints; see fairseq_host/checkpoints.py."""
+"""Safe loading, atomic saving and averaging of checkpoints; see fairseq_compat/checkpoints.py."""
 
 import argparse
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from command_lines import TINY, run
 
-import fairseq_host
-from fairseq_host import checkpoints
-from fairseq_host.checkpoints import CheckpointError
+import fairseq_compat
+from fairseq_compat import checkpoints
+from fairseq_compat.checkpoints import CheckpointError
+from tests.support.command_lines import TINY, run
 
 
 class RunsCode:
@@ -82,7 +82,7 @@ def test_command_lines_refuse_code_in_a_pickle(tmp_path, tiny_corpus):
     path = tmp_path / "hostile.pt"
     torch.save({**training_state(), "extra": RunsCode(witness)}, path)
     save = ["--save-dir", tmp_path / "save", "--max-update", 1]
-    train = run(tmp_path / "log", "fairseq_host.train", tiny_corpus, *TINY, *save, "--restore-file", path)
+    train = run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *save, "--restore-file", path)
     assert train.status == 1
     assert len(train.errors) == 1
     assert "hostile.pt is refused" in train.errors[0]
@@ -93,7 +93,7 @@ def test_command_lines_refuse_code_in_a_pickle(tmp_path, tiny_corpus):
 
     from fairseq.models.transformer import TransformerModel
 
-    fairseq_host.install()
+    fairseq_compat.install()
     with pytest.raises(CheckpointError, match="refused"):
         TransformerModel.from_pretrained(str(tmp_path), "hostile.pt", str(tiny_corpus))
     assert not witness.exists()
@@ -182,7 +182,7 @@ def test_copy_that_breaks_off(tmp_path, mended):
         "from fairseq import checkpoint_utils\n"
         "from fairseq.file_io import PathManager\n"
         "if sys.argv[2] == 'True':\n"
-        "    import fairseq_host; fairseq_host.install()\n"
+        "    import fairseq_compat; fairseq_compat.install()\n"
         "last, new = sys.argv[1] + '/checkpoint_last.pt', sys.argv[1] + '/checkpoint1.pt'\n"
         "state = lambda n: {'model': {'w': torch.zeros(n)}, 'optimizer_history': []}\n"
         "checkpoint_utils.torch_persistent_save(state(50_000), last)\n"
@@ -246,7 +246,7 @@ def test_average(tmp_path):
 def test_a_plugin_that_is_not_loaded_is_named(tmp_path):
     from fairseq import checkpoint_utils
 
-    fairseq_host.install()
+    fairseq_compat.install()
     state = training_state()
     state["cfg"] = {
         "model": {"_name": "of_a_plugin"},

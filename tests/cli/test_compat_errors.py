@@ -1,4 +1,4 @@
-"""One clear line for each of the host's confusing errors; see fairseq_host/errors.py and data.py."""
+"""One clear line for each of the host's confusing errors; see fairseq_compat/errors.py and data.py."""
 
 import errno
 import shutil
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import TINY, run
 from conftest import binarise, write_toy_text
 from omegaconf import OmegaConf
 
-from fairseq_host import data, errors
-from fairseq_host.errors import UserError
+from fairseq_compat import data, errors
+from tests.support.command_lines import TINY, run
+from thoth_core.errors import UserError
 
 SPLITS = ["train", "valid"]
 
@@ -100,7 +100,7 @@ def test_reversed_languages(tmp_path, tiny_corpus):
     languages = ["--source-lang", "en", "--target-lang", "de", "--max-update", 1, "--save-dir", tmp_path / "save"]
     fairseq = run(tmp_path / "log", "fairseq-train", tiny_corpus, *TINY, *languages)
     assert fairseq.status == 0  # the fault
-    ours = run(tmp_path / "log", "fairseq_host.train", tiny_corpus, *TINY, *languages)
+    ours = run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *languages)
     assert ours.status == 1
     assert len(ours.errors) == 1
     assert "Traceback" not in ours.output
@@ -137,7 +137,7 @@ def test_everything_filtered(tmp_path, tiny_corpus, options, fault, message):
     fairseq = run(tmp_path / "log", "fairseq-train", tiny_corpus, *rest)
     assert fairseq.status == 1
     assert any(text in fairseq.output for text in fault.split("|"))
-    ours = run(tmp_path / "log", "fairseq_host.train", tiny_corpus, *rest)
+    ours = run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *rest)
     assert ours.status == 1
     assert message in ours.errors[0]
     assert "Traceback" not in ours.output
@@ -200,7 +200,7 @@ def test_the_cause_is_found_behind_other_errors():
     [
         ("return None", 0, ""),
         ("return 3", 3, ""),
-        ("raise errors.UserError('file x is bad; mend it')", 1, "error: file x is bad; mend it\n"),
+        ("raise UserError('file x is bad; mend it')", 1, "error: file x is bad; mend it\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         (
             "raise KeyError('_name')",
@@ -223,7 +223,7 @@ def test_main_leaves_unknown_errors_their_traceback():
 
 
 def test_installed_errors_end_any_process_with_one_line():
-    code = "import fairseq_host.errors as e; e.install(); raise e.UserError('give --max-grid-cells a number')"
+    code = "import fairseq_compat.errors as e; e.install(); raise e.UserError('give --max-grid-cells a number')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "error: give --max-grid-cells a number\n")
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Several processes, precisions and refusals of the launcher; see fairseq_host/launch.py and randomness.py."""
+"""Several processes, precisions and refusals of the launcher; see fairseq_compat/launch.py and randomness.py."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import TINY, run, start_processes
 from omegaconf import OmegaConf
 
-from fairseq_host import checkpoints, launch
-from fairseq_host.errors import UserError
+from fairseq_compat import checkpoints, launch
+from tests.support.command_lines import TINY, run, start_processes
+from thoth_core.errors import UserError
 
 EPOCH = ["--max-epoch", 1, "--save-interval-updates", 3]
 
@@ -80,21 +80,21 @@ def test_torchrun_is_silently_ignored_by_fairseq_on_the_cpu(tmp_path, tiny_corpu
 def test_two_processes_compute_what_one_does(tmp_path, tiny_corpus):
     """Bit for bit, dropout included, also when resumed; with 13 batches one process gets an empty one at the end."""
     two = ["--save-dir", tmp_path / "two", *EPOCH]
-    commands = start_processes(tmp_path, 2, "fairseq_host.train", tiny_corpus, *TINY, *two)
+    commands = start_processes(tmp_path, 2, "fairseq_compat.train", tiny_corpus, *TINY, *two)
     for command in commands:
         assert command.wait().status == 0, command.output
     assert "training on 2 devices" in commands[0].output
     assert "Saved checkpoint" not in commands[1].output
 
     one = ["--save-dir", tmp_path / "one", *EPOCH, "--update-freq", 2]
-    assert run(tmp_path / "one.log", "fairseq_host.train", tiny_corpus, *TINY, *one).status == 0
+    assert run(tmp_path / "one.log", "fairseq_compat.train", tiny_corpus, *TINY, *one).status == 0
     assert_same_parameters(tmp_path / "one" / "checkpoint_last.pt", tmp_path / "two" / "checkpoint_last.pt")
 
     resumed = tmp_path / "resumed"
     resumed.mkdir()
     shutil.copy(tmp_path / "two" / "checkpoint_1_3.pt", resumed / "checkpoint_last.pt")
     for command in start_processes(
-        tmp_path, 2, "fairseq_host.train", tiny_corpus, *TINY, "--save-dir", resumed, *EPOCH
+        tmp_path, 2, "fairseq_compat.train", tiny_corpus, *TINY, "--save-dir", resumed, *EPOCH
     ):
         assert command.wait().status == 0, command.output
     assert_same_parameters(tmp_path / "one" / "checkpoint_last.pt", resumed / "checkpoint_last.pt")
@@ -112,7 +112,7 @@ def test_fairseqs_own_resuming_on_several_processes_fails(tmp_path, tiny_corpus)
     (plugin / "__init__.py").write_text(
         "import argparse, torch\ntorch.serialization.add_safe_globals([argparse.Namespace])\n"
     )
-    assert run(tmp_path / "log", "fairseq_host.train", tiny_corpus, *TINY, *save, "--max-epoch", 1).status == 0
+    assert run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *save, "--max-epoch", 1).status == 0
     commands = start_processes(tmp_path, 2, "fairseq-train", tiny_corpus, *TINY, *save, *flags, plugin)
     deadline = time.monotonic() + 60
     while all(command.process.is_alive() for command in commands) and time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def test_fairseqs_own_resuming_on_several_processes_fails(tmp_path, tiny_corpus)
 
 def test_a_killed_process_ends_the_others(tmp_path, tiny_corpus):
     save = ["--save-dir", tmp_path / "save", "--max-epoch", 10_000, "--no-save"]
-    survivor, victim = start_processes(tmp_path, 2, "fairseq_host.train", tiny_corpus, *TINY, *save)
+    survivor, victim = start_processes(tmp_path, 2, "fairseq_compat.train", tiny_corpus, *TINY, *save)
     survivor.wait_for("num_updates=20")
     victim.process.kill()
     assert survivor.wait(60).status == 1
@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_others(tmp_path, tiny_corpus):
 def test_torchrun_itself(tmp_path, tiny_corpus):
     """The real torchrun; when one of its processes is killed, it ends the other and itself with an error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "fairseq_host.train", str(tiny_corpus), *TINY, "--max-epoch", "10000"]
+    command += ["-m", "fairseq_compat.train", str(tiny_corpus), *TINY, "--max-epoch", "10000"]
     command += ["--no-save", "--save-dir", str(tmp_path / "save")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
     assert process.stdout is not None
@@ -246,7 +246,7 @@ def test_amp_on_the_cpu_is_refused(torchrun):
 @pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "OTHER"])
 def test_processes_end_with_their_torchrun(launcher):
     """torchrun gives each a session of its own: what ends torchrun at once, as SIGKILL does, does not reach them."""
-    worker = "import time; from fairseq_host import train; train.end_with_torchrun(); print('up'); time.sleep(100)"
+    worker = "import time; from fairseq_compat import train; train.end_with_torchrun(); print('up'); time.sleep(100)"
     torchrun = (
         "import os, subprocess, sys, time; "
         f"w = subprocess.Popen([sys.executable, '-uc', {worker!r}], start_new_session=True); print(w.pid, flush=True); "

@@ -1,11 +1,11 @@
-"""Quiet logs: the named noise is gone, progress and other warnings stay; see fairseq_host/logs.py."""
+"""Quiet logs: the named noise is gone, progress and other warnings stay; see fairseq_compat/logs.py."""
 
 import logging
 
 import pytest
-from command_lines import TINY, run
 
-from fairseq_host import logs
+from fairseq_compat import logs
+from tests.support.command_lines import TINY, run
 
 
 def record(name: str, message: str, level: int = logging.INFO) -> logging.LogRecord:
@@ -27,7 +27,7 @@ def test_progress_is_no_noise():
 def test_a_training(tmp_path, tiny_corpus):
     arguments = [tiny_corpus, *TINY, "--max-update", 2, "--save-dir"]
     noisy = run(tmp_path / "noisy.log", "fairseq-train", *arguments, tmp_path / "a")
-    quiet = run(tmp_path / "quiet.log", "fairseq_host.train", *arguments, tmp_path / "b")
+    quiet = run(tmp_path / "quiet.log", "fairseq_compat.train", *arguments, tmp_path / "b")
     assert (noisy.status, quiet.status) == (0, 0)
     for message in ("UserWarning", "'common': {'_name': None", "Preparing to save checkpoint"):
         assert message in noisy.output

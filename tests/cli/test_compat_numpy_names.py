@@ -7,8 +7,8 @@ SENTENCES = """
 import numpy as np, torch
 from fairseq.data import TokenBlockDataset
 if {mended}:
-    import fairseq_host
-    fairseq_host.install()
+    import fairseq_compat
+    fairseq_compat.install()
 lines = [torch.tensor([4, 5, 2]), torch.tensor([6, 2])]
 data = TokenBlockDataset(lines, [3, 2], 8, pad=1, eos=2, break_mode="eos")
 assert [data[i].tolist() for i in range(len(data))] == [[4, 5, 2], [6, 2]]

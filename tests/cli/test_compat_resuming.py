@@ -1,4 +1,4 @@
-"""Exact resuming, and resuming from the newest readable checkpoint; see fairseq_host/resuming.py."""
+"""Exact resuming, and resuming from the newest readable checkpoint; see fairseq_compat/resuming.py."""
 
 import logging
 import re
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import TINY, Command, run, start
 from filelock import FileLock
 
-from fairseq_host import checkpoints, resuming
-from fairseq_host.checkpoints import CheckpointError
+from fairseq_compat import checkpoints, resuming
+from fairseq_compat.checkpoints import CheckpointError
+from tests.support.command_lines import TINY, Command, run, start
 
 # 13 updates an epoch, a checkpoint every 4: updates 8 and 20 are in mid-epoch.
 EPOCHS = ["--max-epoch", 2, "--save-interval-updates", 4, "--patience", 50]
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 12}']
 
 
-def train(folder: Path, corpus: Path, *options: object, program: str = "fairseq_host.train") -> Command:
+def train(folder: Path, corpus: Path, *options: object, program: str = "fairseq_compat.train") -> Command:
     return run(folder.with_suffix(".log"), program, corpus, *TINY, "--save-dir", folder, *EPOCHS, *options)
 
 
@@ -97,11 +97,11 @@ def test_killed_at_any_moment(tmp_path, tiny_corpus, finished):
     log = tmp_path / "run.log"
     arguments = [tiny_corpus, *TINY, "--save-dir", folder, *EPOCHS, *BLEU]
     for text, count in (("num_updates=6", 1), ("begin validation", 2), ("Saved checkpoint", 1), ("training on", 1)):
-        command = start(log, "fairseq_host.train", *arguments)
+        command = start(log, "fairseq_compat.train", *arguments)
         command.wait_for(text, count)
         command.process.kill()
         assert command.wait().status == -9
-    assert run(log, "fairseq_host.train", *arguments).status == 0
+    assert run(log, "fairseq_compat.train", *arguments).status == 0
     assert_same_training(folder / "checkpoint_last.pt", finished / "checkpoint_last.pt")
     assert not list(folder.glob("*.tmp"))
 

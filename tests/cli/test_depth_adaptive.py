@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from command_lines import TINY, Command, run
 
 from depth_adaptive.config import ARCHITECTURES
 from depth_adaptive.halting import HALTINGS
 from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
+from tests.support.command_lines import TINY, Command, run
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "depth_adaptive"
 COMMON = [*TINY, "--user-dir", PLUGIN, "--criterion", "depth_adaptive_cross_entropy", "--decoder-layers", 3]
 # Options by the name of what they choose. None and "0" stand for what is not asked for.
@@ -64,7 +64,7 @@ ROWS = covering()
 
 def train(folder: Path, corpus: Path, *options: object, arch: str = "depth_adaptive_transformer_small") -> Command:
     arguments = [corpus, *COMMON, "--arch", arch, "--save-dir", folder, "--max-update", 8, *options]
-    return run(folder.with_suffix(".log"), "fairseq_host.train", *arguments)
+    return run(folder.with_suffix(".log"), "fairseq_compat.train", *arguments)
 
 
 def generate(log: Path, corpus: Path, checkpoint: Path, overrides: dict[str, object], *more: object) -> Command:

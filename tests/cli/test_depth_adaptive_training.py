@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_lines import Command, run, start_processes
 from test_depth_cli import COMMON, generate, translations
 from test_host_resuming import assert_same_training
+
+from tests.support.command_lines import Command, run, start_processes
 
 UPDATES = 9  # the seventh, an epoch's last, has a single batch: one of two processes gets none
 OPTIONS = [
@@ -52,14 +53,14 @@ def on_one(folder: Path, corpus: Path, training: str, *more: object) -> Command:
     """Two batches an update."""
     command = run(
         folder.with_suffix(".log"),
-        *("fairseq_host.train", corpus, *arguments(folder, training, "--update-freq", 2, *more)),
+        *("fairseq_compat.train", corpus, *arguments(folder, training, "--update-freq", 2, *more)),
     )
     assert command.status == 0, command.output
     return command
 
 
 def on_two(folder: Path, corpus: Path, training: str, *more: object) -> list[Command]:
-    return start_processes(folder, 2, "fairseq_host.train", corpus, *arguments(folder, training, *more))
+    return start_processes(folder, 2, "fairseq_compat.train", corpus, *arguments(folder, training, *more))
 
 
 def drawn(folder: Path, rank: int = 0) -> list[object]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import TINY, Command, run
 
-from fairseq_host import checkpoints
+from fairseq_compat import checkpoints
+from tests.support.command_lines import TINY, Command, run
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "memory_layers"
 SIZES = {"--memory-keys": 16, "--memory-key-dim": 8, "--memory-topk": 4, "--memory-heads": 2}
 MEMORY = [
@@ -37,7 +37,7 @@ CHOICES = {
 
 def train(folder: Path, corpus: Path, *options: object, arch: str = "memory_transformer_small") -> Command:
     arguments = [corpus, *TINY, *MEMORY, "--arch", arch, "--save-dir", folder, "--max-update", 8, *options]
-    return run(folder.with_suffix(".log"), "fairseq_host.train", *arguments)
+    return run(folder.with_suffix(".log"), "fairseq_compat.train", *arguments)
 
 
 def losses(output: str) -> list[float]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import TINY, Command, run, start_processes
 
-from fairseq_host import checkpoints
+from fairseq_compat import checkpoints
 from memory_layers import ValueTable
-from tests import memory_processes
+from tests.support import memory_processes
+from tests.support.command_lines import TINY, Command, run, start_processes
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 BAG, DIM = 2 * 4, 16
 UPDATES = 9  # in the seventh, an epoch's last, two processes share a single batch
 MEMORY = [
@@ -31,7 +31,7 @@ ROUNDING = dict(rtol=1e-3, atol=1e-4)
 def on_two(folder: Path, corpus: Path, *options: object) -> list[Command]:
     """Train on two processes; their output is in folder/rank*.log, the checkpoints in folder/run."""
     arguments = [corpus, *TINY, *MEMORY, "--save-dir", folder / "run", *options]
-    commands = start_processes(folder, 2, "fairseq_host.train", *arguments)
+    commands = start_processes(folder, 2, "fairseq_compat.train", *arguments)
     for command in commands:
         command.wait(300)
     return commands
@@ -43,7 +43,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> di
     base = tmp_path_factory.mktemp("trainings")
     folder = base / "one"
     command = run(
-        base / "one.log", "fairseq_host.train", tiny_corpus, *TINY, *MEMORY, "--save-dir", folder, "--update-freq", 2
+        base / "one.log", "fairseq_compat.train", tiny_corpus, *TINY, *MEMORY, "--save-dir", folder, "--update-freq", 2
     )
     assert command.status == 0, command.output
     results = {"one": (folder, command.output)}
@@ -157,10 +157,10 @@ def test_torchrun_itself_in_half_precision(tmp_path: Path, tiny_corpus: Path) ->
     Without clipping: fairseq multiplies its factor in float64 on several processes and in float32 on one.
     """
     options = [str(word) for word in (tiny_corpus, *TINY, *MEMORY, "--clip-norm", 0, "--bf16", "--save-dir")]
-    one = run(tmp_path / "one.log", "fairseq_host.train", *options, tmp_path / "one", "--update-freq", 2)
+    one = run(tmp_path / "one.log", "fairseq_compat.train", *options, tmp_path / "one", "--update-freq", 2)
     assert one.status == 0, one.output
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "fairseq_host.train", *options, str(tmp_path / "two")]
+    command += ["-m", "fairseq_compat.train", *options, str(tmp_path / "two")]
     two = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert two.returncode == 0, two.stderr
     assert len(logged(two.stdout + two.stderr, "memory_kb_received")) == UPDATES

@@ -12,13 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import paper_corpus, recipe
 from test_depth_model import noted_exits
 
 from depth_adaptive import calibration
-from fairseq_host import checkpoints
-from fairseq_host.errors import UserError
-from recipes import calibrate, decoding, evaluate, measuring, runs, thresholds
+from fairseq_compat import checkpoints
+from recipes.cli import calibrate, evaluate
+from recipes.data.prepared_corpus import open_corpus
+from recipes.evaluation import evaluator, exit_calibration
+from recipes.evaluation import translator as decoding
+from recipes.storage import provenance
+from recipes.storage.provenance import ROOT
+from tests.support.recipe_runs import paper_corpus, recipe
+from thoth_core.errors import UserError
 
 SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
 TRIED = (0.8, 0.4, 0.2)
@@ -34,9 +39,9 @@ def loaded(depth: Path, data: Path, *, trained: bool = False, **overrides: Any) 
             value.normal_(0, 0.4, generator=draw)
     if not trained:
         state["model"]["decoder.halting.geometric.bias"].fill_(-2.0)  # else nearly all tokens leave at once
-    corpus = runs.open_corpus("toy", data)
-    place = measuring.Place(corpus, "valid", path, runs.ROOT / "depth_adaptive", "cpu", overrides)
-    return thresholds.load(state, place, policy="confidence")
+    corpus = open_corpus("toy", data)
+    place = evaluator.Place(corpus, "valid", path, ROOT / "depth_adaptive", "cpu", overrides)
+    return exit_calibration.load(state, place, policy="confidence")
 
 
 def lines(data: Path, language: str) -> list[str]:
@@ -44,13 +49,15 @@ def lines(data: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["confidence", "halting"])
-def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> thresholds.Trials:
+def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> exit_calibration.Trials:
     found = loaded(depth, data)
-    return thresholds.Trials(found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
+    return exit_calibration.Trials(
+        found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en"
+    )
 
 
 @pytest.fixture
-def trials(for_all: thresholds.Trials) -> Iterator[thresholds.Trials]:
+def trials(for_all: exit_calibration.Trials) -> Iterator[exit_calibration.Trials]:
     """With the model's options put back at the end."""
     before = for_all.decoder.exit_options
     yield for_all
@@ -61,7 +68,7 @@ def trials(for_all: thresholds.Trials) -> Iterator[thresholds.Trials]:
 
 
 def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
-    trials: thresholds.Trials, depth: Path, data: Path
+    trials: exit_calibration.Trials, depth: Path, data: Path
 ) -> None:
     """A sentence at a time, without padding, with the policy as fairseq's own --model-overrides would set it."""
     full = loaded(depth, data)
@@ -90,7 +97,9 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
     assert trials.forced(1.0).forced_exit == 3
 
 
-def test_what_is_observed_is_what_each_exit_alone_would_say(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+def test_what_is_observed_is_what_each_exit_alone_would_say(
+    trials: exit_calibration.Trials, depth: Path, data: Path
+) -> None:
     trials.decoder.choose(replace(trials.decoder.exit_options, exit_temperature="0.8,1.5,2"))
     scores, wrong = trials.observed()
     alone = [
@@ -128,7 +137,7 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
     """No other temperature does better, by a loop over sentences and exits alone."""
     translator = loaded(depth, data, trained=True)
     texts = lines(data, "de"), lines(data, "en")
-    trials = thresholds.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
+    trials = exit_calibration.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
     step = calibration.slope_and_curvature
 
     def without_graph(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +148,7 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
     trials.temper()
     found = trials.decoder.temperatures
     assert found is not None
-    assert all(thresholds.COOLEST < temperature < thresholds.HOTTEST for temperature in found)
+    assert all(exit_calibration.COOLEST < temperature < exit_calibration.HOTTEST for temperature in found)
     assert len(set(found)) > 1
     for n, temperature in enumerate(found, start=1):
         model = loaded(depth, data, trained=True, exit_policy="fixed", exit_layer=n).model
@@ -155,12 +164,12 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
         assert min(loss, key=lambda divisor: loss[divisor]) == temperature
 
 
-def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: thresholds.Trials) -> None:
+def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: exit_calibration.Trials) -> None:
     trials.temper()
-    assert max(trials.decoder.temperatures) == thresholds.HOTTEST
+    assert max(trials.decoder.temperatures) == exit_calibration.HOTTEST
 
 
-def test_decoding_is_that_of_the_override(trials: thresholds.Trials, depth: Path, data: Path) -> None:
+def test_decoding_is_that_of_the_override(trials: exit_calibration.Trials, depth: Path, data: Path) -> None:
     found = trials.decoded(0.3)
     translator = loaded(depth, data, exit_policy=trials.policy, exit_threshold=0.3)
     translations, _ = translator.translate(trials.sources, SEARCH)
@@ -192,23 +201,23 @@ def test_the_exits_that_are_told_are_those_of_the_search(policy: str, depth: Pat
 
 
 @pytest.mark.parametrize("wanted", [1.0, 2.0, 3.0])
-def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: thresholds.Trials) -> None:
-    threshold = thresholds.for_mean_exit(trials, wanted, 100)
+def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: exit_calibration.Trials) -> None:
+    threshold = exit_calibration.for_mean_exit(trials, wanted, 100)
     found = trials.decoded(threshold).exit
     assert found is not None
     assert found <= wanted
     above = trials.decoded(round(threshold + 0.01, 6)).exit if threshold < 1 else math.inf
     assert above is not None
-    assert found >= wanted - thresholds.CLOSE or above > wanted
+    assert found >= wanted - exit_calibration.CLOSE or above > wanted
 
 
 @pytest.mark.parametrize("wanted", [1.0, 1.6, 2.5])
 def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
-    wanted: float, trials: thresholds.Trials
+    wanted: float, trials: exit_calibration.Trials
 ) -> None:
-    dial = thresholds.one_each(trials, 20)
+    dial = exit_calibration.one_each(trials, 20)
     assert dial(0) == (0.0, 0.0)
-    found = thresholds.for_mean_exit(trials, wanted, 20, dial)
+    found = exit_calibration.for_mean_exit(trials, wanted, 20, dial)
     assert isinstance(found, tuple)
     exit = trials.decoded(found).exit
     assert exit is not None
@@ -216,35 +225,39 @@ def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
     position = max(n for n in range(21) if dial(n) == found)
     above = trials.decoded(dial(position + 1)).exit if position < 20 else math.inf
     assert above is not None
-    assert exit >= wanted - thresholds.CLOSE or above > wanted
+    assert exit >= wanted - exit_calibration.CLOSE or above > wanted
 
 
-def test_bleu_is_walked_down_to_the_first_failure(trials: thresholds.Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bleu_is_walked_down_to_the_first_failure(
+    trials: exit_calibration.Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = {None: 30.0, 0.8: 29.9, 0.6: 31.0, 0.4: 29.0, 0.2: 28.9, 0.0: 30.0}
 
-    def decoded(threshold: float | None) -> thresholds.Measured:
-        return thresholds.Measured(threshold, bleu={"score": given[threshold]})
+    def decoded(threshold: float | None) -> exit_calibration.Measured:
+        return exit_calibration.Measured(threshold, bleu={"score": given[threshold]})
 
     monkeypatch.setattr(trials, "decoded", decoded)
     monkeypatch.setattr(trials, "full", decoded(None))
-    assert thresholds.for_bleu_loss(trials, 0.0, 5) is None
-    assert thresholds.for_bleu_loss(trials, 0.5, 5) == 0.6
-    assert thresholds.for_bleu_loss(trials, 1.0, 5) == 0.4
-    assert thresholds.for_bleu_loss(trials, 2.0, 5) == 0.0
+    assert exit_calibration.for_bleu_loss(trials, 0.0, 5) is None
+    assert exit_calibration.for_bleu_loss(trials, 0.5, 5) == 0.6
+    assert exit_calibration.for_bleu_loss(trials, 1.0, 5) == 0.4
+    assert exit_calibration.for_bleu_loss(trials, 2.0, 5) == 0.0
 
 
-def test_disagreement_is_that_of_learn_then_test(trials: thresholds.Trials) -> None:
+def test_disagreement_is_that_of_learn_then_test(trials: exit_calibration.Trials) -> None:
     """Stopping early leaves out thresholds that no half would have reached, and no others."""
-    every = thresholds.descending(10)
+    every = exit_calibration.descending(10)
     assert every[0] == 0.9
     assert every[-1] == 0
     losses = torch.stack([trials.forced(threshold).losses for threshold in every])  # type: ignore[misc]
     for tolerated in (0.3, 0.5, 0.9):
-        chosen, resplits = thresholds.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=50)
+        chosen, resplits = exit_calibration.for_disagreement(
+            trials, tolerated=tolerated, level=0.2, steps=10, resplits=50
+        )
         assert chosen == calibration.lowest_valid_threshold(losses, every, tolerated=tolerated, level=0.2)
         halves = calibration.halves(len(trials.sources), 50)
         assert resplits == calibration.resplit(losses, every, halves, tolerated=tolerated, level=0.2)
-        alone, none = thresholds.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=None)
+        alone, none = exit_calibration.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=None)
         assert (alone, none) == (chosen, None)
 
 
@@ -265,7 +278,7 @@ def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path
     assert row["mean_exit"] <= 2
     assert found["wanted"] == {"mean_exit": 2.0}
     assert (found["split"], found["sentences"], found["search"]["beam"]) == ("valid", 20, 2)
-    assert found["commit"] == runs.commit()
+    assert found["commit"] == provenance.commit()
     last = done.stdout.splitlines()[-1]
     assert last == found["evaluate"]
     script, *words = shlex.split(last)
@@ -444,9 +457,9 @@ def test_wrong_calls_are_refused(
 
 def test_models_without_exits_are_refused(data: Path, finished: Path) -> None:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
-    place = measuring.Place(runs.open_corpus("toy", data), "valid", path, None, "cpu", {})
+    place = evaluator.Place(open_corpus("toy", data), "valid", path, None, "cpu", {})
     with pytest.raises(UserError, match=r"checkpoint_best.pt: the model has no exits; .*depth_adaptive"):
-        thresholds.load(checkpoints.load(path), place, policy="confidence")
+        exit_calibration.load(checkpoints.load(path), place, policy="confidence")
 
 
 @pytest.mark.parametrize("halting", ["none", "sequence", "token"])
@@ -454,9 +467,9 @@ def test_haltings_without_a_threshold_are_refused(halting: str, depth: Path, dat
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
     state["cfg"]["model"].halting = halting
-    place = measuring.Place(runs.open_corpus("toy", data), "valid", path, runs.ROOT / "depth_adaptive", "cpu", {})
+    place = evaluator.Place(open_corpus("toy", data), "valid", path, ROOT / "depth_adaptive", "cpu", {})
     with pytest.raises(UserError, match=f"--policy halting: .*--halting {halting}, .*no threshold"):
-        thresholds.load(state, place, policy="halting")
+        exit_calibration.load(state, place, policy="halting")
 
 
 def test_a_failing_calibration_keeps_the_last_one(

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import corpus, evaluation, translated
-from recipe_runs import ROOT, files, recipe_environment, refused
 from sacrebleu.metrics import BLEU, CHRF
 
-from fairseq_host.errors import UserError
-from recipes import compare, comparing, score, scoring, sentences
+from recipes.cli import compare, score
+from recipes.metrics import quality, sentences
+from recipes.metrics import systems as comparing
+from tests.support.evaluations import corpus, evaluation, translated
+from tests.support.recipe_runs import ROOT, files, recipe_environment, refused
+from thoth_core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_paired_tests_are_those_of_sacrebleus_command(test: str, three: list[Pat
     found = json.loads((tmp_path / "found/comparison.json").read_text())
     for position, line in enumerate(printed):
         expected = []
-        for name in scoring.METRICS:
+        for name in quality.METRICS:
             its = found["tests"][name]["systems"][position]
             given = ("score",) if test == "ar" else ("score", "mean", "ci")
             expected += [f"{its[key]:.14f}" for key in given]
@@ -72,7 +74,7 @@ def test_paired_tests_are_those_of_sacrebleus_command(test: str, three: list[Pat
             assert its["ci"] > 0
         assert numbers(line.partition("&")[2]) == expected
     assert len(printed) == 3
-    for name in scoring.METRICS:
+    for name in quality.METRICS:
         told = found["tests"][name]["signature"].split("|")
         assert {f"{test}:{found['samples']}", "seed:12345"} <= set(told)
     p_values = [system["p_value"] for system in found["tests"]["bleu"]["systems"]]
@@ -181,9 +183,9 @@ def test_lengths_are_of_words_or_characters(text: str, language: str, expected: 
 def test_signatures_make_the_same_metrics_again(language: str, lowercase: bool) -> None:
     metrics = {"bleu": BLEU(trg_lang=language, lowercase=lowercase), "chrf": CHRF(word_order=2, lowercase=lowercase)}
     texts = ["Ein A b c d e f.", "我们在公园里踢足球。"], ["ein a B c d e g.", "我们在公园里踢球。"]
-    known = scoring.measured(metrics, *texts)
-    again = scoring.metrics_of({name: told["signature"] for name, told in known.items()})
-    assert scoring.measured(again, *texts) == known
+    known = quality.measured(metrics, *texts)
+    again = quality.metrics_of({name: told["signature"] for name, told in known.items()})
+    assert quality.measured(again, *texts) == known
 
 
 # --- the whole recipe ---------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_the_table_stands_beside_the_first_and_is_repeated_byte_for_byte_after_k
     assert left == set(before)  # nothing beside it, and the evaluations untouched
 
 
-@pytest.mark.parametrize("place", ["os.replace", "recipes.folders.put"])
+@pytest.mark.parametrize("place", ["os.replace", "recipes.storage.folders.put"])
 def test_a_comparison_that_is_broken_off_keeps_the_last_one(
     place: str, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,7 +452,7 @@ def test_what_fails_leaves_the_evaluation_as_it_is(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("recipes.scoring.table", failing)
+        patched.setattr("recipes.metrics.quality.table", failing)
         with pytest.raises(KeyboardInterrupt):
             score.score(call)
     assert files(tmp_path) == known

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import recipe, refused
 
-from fairseq_host import checkpoints
-from fairseq_host.errors import UserError
-from recipes import loading, runs
-from recipes.runs import Run
+from fairseq_compat import checkpoints
+from recipes.data.prepared_corpus import open_corpus
+from recipes.evaluation import model_loading
+from recipes.storage.provenance import ROOT
+from recipes.training.run import Run
+from tests.support.recipe_runs import recipe, refused
+from thoth_core.errors import UserError
 
 
 def evaluate(depth: Path, data: Path, *overrides: str) -> tuple[dict, Path]:
@@ -107,12 +109,12 @@ def test_wrong_overrides_are_refused(override: str, words: list[str], depth: Pat
 
 def test_an_override_may_be_an_option_that_the_checkpoint_is_older_than(depth: Path, data: Path) -> None:
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
-    corpus, user_dir = runs.open_corpus("toy", data), runs.ROOT / "depth_adaptive"
+    corpus, user_dir = open_corpus("toy", data), ROOT / "depth_adaptive"
 
     def load(**overrides: object) -> Any:
         state = checkpoints.load(path)
         del state["cfg"]["model"].exit_temperature
-        return loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)[0]
+        return model_loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)[0]
 
     assert load().decoder.temperatures is None
     assert load(exit_temperature=1.5).decoder.temperatures == [1.5] * 3

@@ -10,19 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import ROOT, files, paper_corpus, recipe, refused
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from fairseq_host import checkpoints
-from fairseq_host.errors import UserError
-from recipes import asked, decoding, evaluate, measuring, runs
+from fairseq_compat import checkpoints
+from recipes.cli import evaluate
+from recipes.data.prepared_corpus import open_corpus
+from recipes.evaluation import evaluator
+from recipes.evaluation import translator as decoding
+from recipes.storage import naming
+from recipes.training.run import Run
+from tests.support.recipe_runs import ROOT, files, paper_corpus, recipe, refused
+from thoth_core.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def translator(data: Path, finished: Path) -> decoding.Translator:
     """With random parameters: a few updates say the same about every sentence, these something else about each."""
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
-    corpus = runs.open_corpus("toy", data)
+    corpus = open_corpus("toy", data)
     state = checkpoints.load(path)
     torch.manual_seed(1)
     for value in state["model"].values():
@@ -63,7 +68,7 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert scores["sentences"] == 24
     assert scores["seconds"] > 0
     assert scores["tokens_per_second"] == pytest.approx(scores["tokens"] / scores["seconds"], rel=0.05)
-    record = runs.Run(copied / "toy/mini").record()
+    record = Run(copied / "toy/mini").record()
     assert record is not None
     assert scores["parameters"] == record["parameters"]
     assert scores["checkpoint"] == "checkpoint_best.pt"
@@ -123,7 +128,7 @@ def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) 
 
 
 def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
-    run = runs.Run(copied / "toy/mini")
+    run = Run(copied / "toy/mini")
     run.update({**(run.record() or {}), "status": "interrupted"})
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0"]
     done = recipe("evaluate", *call, "--split", "valid", "--average", "2", "--beam", "1")
@@ -149,7 +154,7 @@ def test_a_name_of_long_options_fits_a_file_system_and_is_its_own(value: str) ->
         given = ["toy", "mini", "--average", "2", "--override", f"exit_threshold={value}{last}"]
         arguments = evaluate.parser().parse_args(given)
         evaluate.check(arguments)
-        return asked.name(["evaluation", "valid"], arguments)
+        return naming.name(["evaluation", "valid"], arguments)
 
     one, two = named(",0.5"), named(",0.6")
     assert one == named(",0.5") != two
@@ -170,7 +175,7 @@ def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Pat
                   "--train", tmp_path / "train", "--valid", data / "toy/text/valid", "--test", data / "toy/text/test",
                   "--data", tmp_path / "data", "--no-language-check")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    taught, toy = (runs.open_corpus(name, place) for name, place in (("taught", tmp_path / "data"), ("toy", data)))
+    taught, toy = (open_corpus(name, place) for name, place in (("taught", tmp_path / "data"), ("toy", data)))
     pairs = list(zip(decoding.read_lines(toy.text("train", "de")), hypotheses, strict=True))
     sides = [decoding.read_lines(taught.text("train", language)) for language in ("de", "en")]
     kept = list(zip(*sides, strict=True))
@@ -202,7 +207,7 @@ def test_a_failing_evaluation_keeps_the_last_one(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"recipes.scoring.{stage}", interrupted)
+    monkeypatch.setattr(f"recipes.metrics.quality.{stage}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(arguments_for(data, copied, mini), ["recipes/evaluate.sh"])
     assert files(earlier) == {"scores.json": b'{"bleu": "earlier"}'}
@@ -323,7 +328,7 @@ def test_a_checkpoint_of_another_corpus_is_refused(data: Path, finished: Path) -
     state = checkpoints.load(path)
     state["model"] = {name: value[:-1] if "embed_tokens" in name else value for name, value in state["model"].items()}
     with pytest.raises(UserError, match="does not fit the corpus"):
-        decoding.load_translator(state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu")
+        decoding.load_translator(state, path=path, corpus=open_corpus("toy", data), user_dir=None, device="cpu")
 
 
 def test_a_diverged_model_is_refused(data: Path, finished: Path) -> None:
@@ -331,12 +336,12 @@ def test_a_diverged_model_is_refused(data: Path, finished: Path) -> None:
     state = checkpoints.load(path)
     state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
     with pytest.raises(UserError, match=r"checkpoint_best.pt: .*not finite.*--lr"):
-        decoding.load_translator(state, path=path, corpus=runs.open_corpus("toy", data), user_dir=None, device="cpu")
+        decoding.load_translator(state, path=path, corpus=open_corpus("toy", data), user_dir=None, device="cpu")
 
 
 def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "toy", tmp_path / "toy")
-    corpus = runs.open_corpus("toy", tmp_path)
+    corpus = open_corpus("toy", tmp_path)
     path = tmp_path / "toy/text/test.en"
     path.write_text(path.read_text() + "ONE MORE\n")
     with pytest.raises(UserError, match=r"test\.en: 25 lines for 24"):
@@ -526,7 +531,7 @@ def test_models_without_alignments_and_empty_translations(
 
 
 def test_the_last_epochs_are_averaged(finished: Path) -> None:
-    run = runs.Run(finished / "toy/mini")
+    run = Run(finished / "toy/mini")
     names = [path.name for path in evaluate.choose_checkpoints(run, "average", 3, "train")]
     assert names == ["checkpoint4.pt", "checkpoint3.pt", "checkpoint2.pt"]
     assert len(evaluate.choose_checkpoints(run, "average", None, "train")) == 4  # five where there are five
@@ -558,13 +563,13 @@ def test_epochs_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
     texts = [" ".join(["word"] * (n % 30)) for n in range(300)]
-    chosen = measuring.chosen_for_pictures(texts, texts, 4)
-    assert chosen == measuring.chosen_for_pictures(texts, texts, 4)
+    chosen = evaluator.chosen_for_pictures(texts, texts, 4)
+    assert chosen == evaluator.chosen_for_pictures(texts, texts, 4)
     assert len(set(chosen)) == 4
     assert all(5 <= len(texts[i].split()) <= 14 for i in chosen)
     assert chosen[-1] > 150
-    assert measuring.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
-    assert measuring.chosen_for_pictures([], [], 4) == []
+    assert evaluator.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
+    assert evaluator.chosen_for_pictures([], [], 4) == []
 
 
 def test_other_files_beside_an_evaluation_are_not_ours_to_delete(

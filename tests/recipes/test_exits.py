@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import corpus, evaluation, translated
-from recipe_runs import files, recipe, refused
 
-from recipes import exits, runs
+from recipes.cli import plot_exits
+from recipes.storage import disk
+from tests.support.evaluations import corpus, evaluation, translated
+from tests.support.recipe_runs import files, recipe, refused
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -131,26 +132,26 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     ]
     for name in [*kept, f".exits.md.{here}.{ended}.12345678"]:
         (tmp_path / name).write_text("")
-    runs.write_atomically(tmp_path / "exits.md", "all")
+    disk.write_atomically(tmp_path / "exits.md", "all")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "exits.md"])
     assert (tmp_path / "exits.md").read_text() == "all"
 
 
 def test_columns_are_the_keys_of_a_row(tmp_path: Path) -> None:
     plain, *_ = systems(tmp_path)
-    row = exits.row(exits.read(plain).scores)
-    assert {name for _, name in exits.COLUMNS} == {"label"} | set(row)
+    row = plot_exits.row(plot_exits.read(plain).scores)
+    assert {name for _, name in plot_exits.COLUMNS} == {"label"} | set(row)
 
 
 def test_a_line_is_of_one_model(tmp_path: Path) -> None:
     """The points of a policy are joined; those of two models are not, and are told apart by where they lie."""
-    plain, full, low, high = (exits.read(path) for path in systems(tmp_path / "a"))
-    assert exits.series([plain, full, low, high], ["plain", "full", "low", "high"]) == [
+    plain, full, low, high = (plot_exits.read(path) for path in systems(tmp_path / "a"))
+    assert plot_exits.series([plain, full, low, high], ["plain", "full", "low", "high"]) == [
         "models of this depth", "full", "confidence", "confidence"
     ]  # fmt: skip
     labels = ["a/plain", "a/full", "a/low", "a/high", "b/low", "b/plain"]
-    _, _, other, _ = (exits.read(path) for path in systems(tmp_path / "b"))
+    _, _, other, _ = (plot_exits.read(path) for path in systems(tmp_path / "b"))
     other.scores["training_command"] = "another"
-    assert exits.series([plain, full, low, high, other, plain], labels) == [
+    assert plot_exits.series([plain, full, low, high, other, plain], labels) == [
         "models of this depth", "full", "confidence: a", "confidence: a", "confidence: b/low", "models of this depth"
     ]  # fmt: skip

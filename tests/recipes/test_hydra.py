@@ -5,15 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import command_lines
 import pytest
 import torch
 import yaml
-from recipe_runs import recipe
 from test_train_recipe import assert_same_training
 
-from fairseq_host import checkpoints
-from recipes import configuration, declarative, runs, train
+from fairseq_compat import checkpoints
+from recipes.cli import train
+from recipes.config import schema
+from recipes.training import fairseq_config
+from recipes.training.run import Run
+from tests.support import command_lines
+from tests.support.recipe_runs import recipe
 
 TRANSFORMER = """--encoder-layers 1 --decoder-layers 2 --encoder-embed-dim 16 --decoder-embed-dim 16
     --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2"""
@@ -56,11 +59,11 @@ def test_both_forms_give_the_same_bits(model: str, data: Path, tmp_path: Path) -
     for form in ("words", "file"):
         asked = plan(model, data, tmp_path / form, *extra)
         asked.run.create()
-        program, words = "fairseq_host.train", asked.arguments()
+        program, words = "fairseq_compat.train", asked.arguments()
         if form == "file":
             asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
             program, words = (
-                "fairseq_host.hydra_train",
+                "fairseq_compat.hydra_train",
                 ["--config-dir", str(asked.run.folder), "--config-name", "training"],
             )
         command = command_lines.run(tmp_path / f"{form}.log", program, *words)
@@ -81,10 +84,10 @@ def test_a_run_may_change_its_form(data: Path, mini: Path, finished: Path, tmp_p
     call = ["toy", mini, "--data", data, "--runs", tmp_path]
     done = recipe("train", *call, "--cpu", "--hydra", "--", "--max-epoch", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    run = runs.Run(tmp_path / "toy/mini")
+    run = Run(tmp_path / "toy/mini")
     written = yaml.safe_load(run.configuration_path.read_text(encoding="utf-8"))
     assert written["optimization"]["max_epoch"] == 2
-    assert "fairseq_host.hydra_train" in done.stdout
+    assert "fairseq_compat.hydra_train" in done.stdout
     done = recipe("train", *call, "--cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from checkpoint" in done.stdout
@@ -109,13 +112,13 @@ def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, t
 def test_the_file_holds_what_was_asked_and_little_else(data: Path, tmp_path: Path) -> None:
     asked = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
     found = yaml.safe_load(asked.configuration())
-    train_block = declarative.load_model("pervasive_small").train
+    train_block = schema.load_model("pervasive_small").train
     assert found["model"] == {"_name": "pervasive_small"}
     assert found["optimization"]["lr"] == [train_block["lr"]]
     assert "lr" not in found["optimizer"]  # it follows optimization.lr
     assert found["dataset"]["max_tokens_valid"] == 50
     assert found["task"]["data"] == str((data / "toy/bin").absolute())
-    assert set(found) <= {*configuration.GROUPS, "hydra", "defaults"}
+    assert set(found) <= {*fairseq_config.GROUPS, "hydra", "defaults"}
 
 
 def test_hydra_s_complaints_are_one_line(data: Path, tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_hydra_s_complaints_are_one_line(data: Path, tmp_path: Path) -> None:
     asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
     words = ["--config-dir", asked.run.folder, "--config-name", "training"]
     for wrong in ("optimization.learning_rate=1", "optimization.max_epoch=many"):
-        command = command_lines.run(tmp_path / "log", "fairseq_host.hydra_train", *words, wrong)
+        command = command_lines.run(tmp_path / "log", "fairseq_compat.hydra_train", *words, wrong)
         assert command.status == 1
         assert len(command.errors) == 1, command.output
         assert wrong.split("=")[0].split(".")[1] in command.errors[0]

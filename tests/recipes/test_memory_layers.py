@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import recipe_runs
 import sentencepiece
 import torch
-from recipe_runs import ROOT, recipe, refused
 
-from fairseq_host import checkpoints
-from recipes import decoding, loading, runs
+from fairseq_compat import checkpoints
+from recipes.data.prepared_corpus import open_corpus
+from recipes.evaluation import model_loading
+from recipes.evaluation import translator as decoding
+from tests.support import recipe_runs
+from tests.support.recipe_runs import ROOT, recipe, refused
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
     translator = decoding.load_translator(
         checkpoints.load(path),
         path=path,
-        corpus=runs.open_corpus("toy", data),
+        corpus=open_corpus("toy", data),
         user_dir=ROOT / "memory_layers",
         device="cpu",
     )
@@ -62,7 +64,7 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
 
 def test_a_model_without_memories_has_no_usage(finished: Path, data: Path) -> None:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
-    corpus = runs.open_corpus("toy", data)
+    corpus = open_corpus("toy", data)
     translator = decoding.load_translator(checkpoints.load(path), path=path, corpus=corpus, user_dir=None, device="cpu")
     translations, _ = translator.translate(["ba"], {**decoding.GENERATE, "beam": 1})
     assert translator.slot_usage(["ba"], translations, 100) == {}
@@ -111,8 +113,10 @@ def test_a_language_model_is_scored_by_its_perplexity(language_model: Path, data
     assert done.stdout.splitlines()[-1] == f"perplexity = {scores['perplexity']['word']:.2f}"
 
     path = language_model / "runs/toy/lm/checkpoints/checkpoint_best.pt"
-    corpus = runs.open_corpus("toy", data)
-    model, task = loading.load_model(checkpoints.load(path), path=path, corpus=corpus, user_dir=ROOT / "memory_layers")
+    corpus = open_corpus("toy", data)
+    model, task = model_loading.load_model(
+        checkpoints.load(path), path=path, corpus=corpus, user_dir=ROOT / "memory_layers"
+    )
     model.eval().double()
     dictionary, nats, tokens, words, characters = task.dictionary, 0.0, 0, 0, 0
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(corpus.subword_models["en"]))

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 SCRIPT = ROOT / "recipes" / "prepare.sh"
 
 NOUNS = [
@@ -260,7 +261,7 @@ def test_paper(work: Path) -> None:
     from fairseq.data import Dictionary
     from fairseq.data.data_utils import load_indexed_dataset
 
-    from recipes import bpe, moses
+    from recipes.tokenization import bpe, moses
 
     text = work / "text"
     for language, last in (("de", "Ärger  mit »ihr« & dir.\n"), ("en", "Trouble  with 'her' & you.\n")):
@@ -355,7 +356,7 @@ def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
     from fairseq.data import Dictionary
     from fairseq.data.data_utils import load_indexed_dataset
 
-    from recipes import subwords
+    from recipes.tokenization import subwords
 
     first, second, file = SHARED[name]
     (work / "mine.yaml").write_text(file)

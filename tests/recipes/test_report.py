@@ -11,15 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import browser
-import install_chromium
 import pytest
-from browser import Page, chromium
-from evaluations import corpus, evaluation, translated
-from recipe_runs import files, recipe, refused
 
-from fairseq_host.errors import UserError
-from recipes import charts, comparing, markup, report, sentences
+from recipes.cli import report
+from recipes.metrics import sentences
+from recipes.metrics import systems as comparing
+from recipes.reporting import charts, markup
+from tests.support import browser, install_chromium
+from tests.support.browser import Page, chromium
+from tests.support.evaluations import corpus, evaluation, translated
+from tests.support.recipe_runs import files, recipe, refused
+from thoth_core.errors import UserError
 
 HOSTILE = "<script>boom()</script> & \u202eevil\u202c \x07 <img src=x onerror=boom()> \"'>\ufeff"
 BLOCKS = 3
@@ -694,10 +696,10 @@ def test_ticks_enclose_what_they_are_for(low: float, high: float) -> None:
 
 
 def test_labels_tell_systems_apart(systems: list[Path]) -> None:
-    from recipes import shown
+    from recipes.reporting import artifacts
 
     opened = [comparing.open_system(run) for run in systems]
-    assert shown.labels(opened) == ["plain", "depth<b>", "memory"]
+    assert artifacts.labels(opened) == ["plain", "depth<b>", "memory"]
     again = comparing.System(str(systems[0] / "evaluation"), systems[0], opened[0].scores, opened[0].sentences)
-    assert shown.labels([opened[0], again]) == ["plain", "evaluation"]
-    assert shown.labels(opened[:1]) == ["plain"]
+    assert artifacts.labels([opened[0], again]) == ["plain", "evaluation"]
+    assert artifacts.labels(opened[:1]) == ["plain"]

@@ -5,11 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from recipe_runs import ROOT, recipe, recipe_environment
 from test_train_recipe import assert_same_training
 
-from fairseq_host.errors import UserError
-from recipes import launch, runs, train
+from recipes.cli import train
+from recipes.training import launcher
+from recipes.training.run import Run
+from tests.support.recipe_runs import ROOT, recipe, recipe_environment
+from thoth_core.errors import UserError
 
 
 def free_port() -> int:
@@ -59,7 +61,7 @@ def test_two_machines_train_like_one_with_twice_the_batches(data: Path, mini: Pa
     done = recipe("train", *call, tmp_path / "one", "--cpu", "--", "--update-freq", "2", "--max-epoch", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_training(tmp_path / "one", tmp_path / "two")
-    run = runs.Run(tmp_path / "two/toy/mini")
+    run = Run(tmp_path / "two/toy/mini")
     record = run.record()
     assert record is not None
     assert record["processes"] == 2
@@ -70,11 +72,11 @@ def test_two_machines_train_like_one_with_twice_the_batches(data: Path, mini: Pa
 
 
 def test_the_command_of_a_machine() -> None:
-    machines = launch.Machines(nodes=3, rank=2, master="node0:29500")
-    words = launch.command_line("fairseq_host.train", ["data"], processes=4, machines=machines)[1:]
+    machines = launcher.Machines(nodes=3, rank=2, master="node0:29500")
+    words = launcher.command_line("fairseq_compat.train", ["data"], processes=4, machines=machines)[1:]
     assert " ".join(words) == (
         "-m torch.distributed.run --nnodes 3 --node-rank 2 --master-addr node0 --master-port 29500 "
-        "--nproc-per-node 4 -m fairseq_host.train data"
+        "--nproc-per-node 4 -m fairseq_compat.train data"
     )
 
 

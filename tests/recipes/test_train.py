@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from recipe_runs import ROOT, files, recipe, recipe_environment, refused
 
-from fairseq_host import checkpoints
-from fairseq_host.errors import UserError
-from recipes import launch, options, progress, runs
+from fairseq_compat import checkpoints
+from recipes.storage import provenance
+from recipes.training import events, fairseq_options, launcher
+from recipes.training import run as run_module
+from recipes.training.run import Run
+from tests.support.recipe_runs import ROOT, files, recipe, recipe_environment, refused
+from thoth_core.errors import UserError
 
 
 def last(folder: Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
 
     A training killed in between never tells that one.
     """
-    records = runs.Run(folder / "toy/mini").progress()
+    records = Run(folder / "toy/mini").progress()
     return [(r["kind"], r["updates"], r["loss"]) for r in records if r["kind"] != "epoch"]
 
 
@@ -53,7 +56,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_its_records(finished: Path, data: Path) -> None:
-    run = runs.Run(finished / "toy/mini")
+    run = Run(finished / "toy/mini")
     record = run.record()
     assert record is not None
     assert record["status"] == "finished"
@@ -64,7 +67,7 @@ def test_a_run_leaves_its_records(finished: Path, data: Path) -> None:
     assert record["parameters"] == sum(v.numel() for v in unshared(last(finished)["model"]))
     assert record["versions"]["torch"] == torch.__version__
     assert record["corpus_fingerprint"] == json.loads((data / "toy/corpus.json").read_text())["fingerprint"]
-    assert "-m fairseq_host.train" in record["command"]
+    assert "-m fairseq_compat.train" in record["command"]
     assert "--update-epoch-batch-itr True" in record["command"]
     kinds = [r["kind"] for r in run.progress()]
     assert kinds.count("valid") == 4
@@ -101,7 +104,7 @@ def test_dry_run_prints_command_and_size(data: Path, mini: Path, finished: Path,
     done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--dry-run", "--cpu",
                   "--", "--lr", "0.5", "--dropout=0.7")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    record = runs.Run(finished / "toy/mini").record()
+    record = Run(finished / "toy/mini").record()
     assert record is not None
     assert f"parameters: {record['parameters']:,}" in done.stdout
     assert "--lr 0.5" in done.stdout
@@ -151,7 +154,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 def trainers(folder: Path) -> list[int]:
     """Trainings with the lock of this run folder as their standard input, in the order they were started."""
-    return sorted(pid for pid, held in runs._holders(folder / "toy/mini/.lock").items() if "0" in held)
+    return sorted(pid for pid, held in run_module._holders(folder / "toy/mini/.lock").items() if "0" in held)
 
 
 def wait_until_gone(folder: Path) -> None:
@@ -175,7 +178,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, data: Path, mini:
         process.wait()
         if victim == "training":
             assert "error: training stopped: ended by signal 9" in rest, told + rest
-            record = runs.Run(tmp_path / "runs/toy/mini").record()
+            record = Run(tmp_path / "runs/toy/mini").record()
             assert record is not None
             assert record["status"] == "failed"
     done = recipe("train", *call)
@@ -215,7 +218,7 @@ def test_an_interruption_ends_everything_and_says_how_to_go_on(
     assert "call the same again to resume" in rest
     assert "Traceback" not in rest
     wait_until_gone(tmp_path / "runs")
-    record = runs.Run(tmp_path / "runs/toy/mini").record()
+    record = Run(tmp_path / "runs/toy/mini").record()
     assert record is not None
     assert (record["status"], record["reason"]) == ("interrupted", reason)
     # More epochs or fewer are the same training: it goes on, and the limit is met at once.
@@ -225,7 +228,7 @@ def test_an_interruption_ends_everything_and_says_how_to_go_on(
 
 
 def test_a_second_training_is_kept_out(data: Path, mini: Path, tmp_path: Path) -> None:
-    run = runs.Run(tmp_path / "runs/toy/mini")
+    run = Run(tmp_path / "runs/toy/mini")
     run.create()
     with run.lock():
         done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu")
@@ -234,7 +237,7 @@ def test_a_second_training_is_kept_out(data: Path, mini: Path, tmp_path: Path) -
 
 
 def test_trainings_without_launcher_are_ended(tmp_path: Path) -> None:
-    run = runs.Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.create()
     with run.lock() as lock:
         orphan = subprocess.Popen(["sleep", "100"], stdin=lock)
@@ -244,7 +247,7 @@ def test_trainings_without_launcher_are_ended(tmp_path: Path) -> None:
 
 def test_a_launcher_that_is_about_to_be_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was killed holds the lock until the system has cleared it away: up to seconds on a busy disk."""
-    run = runs.Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.create()
     with run.lock() as lock:
         soon = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock.fileno()])
@@ -253,23 +256,23 @@ def test_a_launcher_that_is_about_to_be_gone_is_waited_for(tmp_path: Path, monke
         late = subprocess.Popen(["sleep", "3"], pass_fds=[lock.fileno()])
     with pytest.raises(UserError, match=f"another training works in this folder .process {late.pid}"), run.lock():
         pass
-    monkeypatch.setattr(runs, "_is_ending", lambda process: process == late.pid)
+    monkeypatch.setattr(run_module, "_is_ending", lambda process: process == late.pid)
     with run.lock():
         assert late.wait() == 0
 
 
 def test_what_is_ending_is_told_from_what_works() -> None:
     process = subprocess.Popen(["sleep", "100"])
-    assert not runs._is_ending(process.pid)
+    assert not run_module._is_ending(process.pid)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert runs._is_ending(process.pid)  # a zombie
+    assert run_module._is_ending(process.pid)  # a zombie
     process.wait()
-    assert runs._is_ending(process.pid)  # gone
+    assert run_module._is_ending(process.pid)  # gone
 
 
 def test_a_training_whose_launcher_is_gone_does_not_start() -> None:
-    done = subprocess.run(["echo", "started"], preexec_fn=lambda: launch._die_with(parent=1), capture_output=True)
+    done = subprocess.run(["echo", "started"], preexec_fn=lambda: launcher._die_with(parent=1), capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
 
 
@@ -278,7 +281,7 @@ def test_minutes_are_those_of_all_resumptions(data: Path, mini: Path, tmp_path: 
     done = recipe("train", *call, "0.0001")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Finished: 0.0001 minutes of training" in done.stdout
-    run = runs.Run(tmp_path / "runs/toy/mini")
+    run = Run(tmp_path / "runs/toy/mini")
     first = run.record()
     assert first is not None
     assert first["updates"] == 1
@@ -298,7 +301,7 @@ def test_two_processes_train_like_one_with_twice_the_batches(data: Path, mini: P
     for folder, extra in (("two", ["--processes", "2"]), ("one", ["--cpu", "--", "--update-freq", "2"])):
         done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / folder, *extra)
         assert done.returncode == 0, done.stdout + done.stderr
-    record = runs.Run(tmp_path / "two/toy/mini").record()
+    record = Run(tmp_path / "two/toy/mini").record()
     assert record is not None
     assert "torch.distributed.run" in record["command"]
     assert record["processes"] == 2
@@ -363,7 +366,7 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--force", "--", "--max-epoch", "1"]
     done = recipe("train", *call, "--lr", "0.02")
     assert done.returncode == 0, done.stdout + done.stderr
-    run = runs.Run(copied / "toy/mini")
+    run = Run(copied / "toy/mini")
     record = run.record()
     assert record is not None
     assert record["identity"]["--lr"] == "0.02"
@@ -544,12 +547,14 @@ def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path, monkeypatch: 
     subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     (tmp_path / "unpacked").mkdir()
     for root, length in ((tmp_path, 40), (tmp_path / "unpacked", 0)):
-        monkeypatch.setattr(runs, "ROOT", root)
-        assert len(runs.commit() or "") == length
+        monkeypatch.setattr(provenance, "ROOT", root)
+        assert len(provenance.commit() or "") == length
 
 
 def test_options_from_the_command_line() -> None:
-    assert options.from_command_line(["--lr", "1", "--bf16", "--clip_norm=-1", "--adam-betas", "(0.9, 0.98)"]) == {
+    assert fairseq_options.from_command_line(
+        ["--lr", "1", "--bf16", "--clip_norm=-1", "--adam-betas", "(0.9, 0.98)"]
+    ) == {
         "lr": "1",
         "bf16": True,
         "clip-norm": "-1",
@@ -557,40 +562,40 @@ def test_options_from_the_command_line() -> None:
     }
     for wrong in (["-s", "de"], ["value"], ["--lr", "1", "2"]):
         with pytest.raises(UserError, match="long form"):
-            options.from_command_line(wrong)
+            fairseq_options.from_command_line(wrong)
 
 
 def test_options_to_arguments() -> None:
     given = {"lr": 0.1, "bf16": True, "fp16": False, "amp": None, "clip-norm": -1, "betas": "(0.9, 1)"}
-    assert options.to_arguments(given) == ["--lr", "0.1", "--bf16", "--clip-norm=-1", "--betas", "(0.9, 1)"]
+    assert fairseq_options.to_arguments(given) == ["--lr", "0.1", "--bf16", "--clip-norm=-1", "--betas", "(0.9, 1)"]
 
 
 @pytest.mark.parametrize("head", ["2026-01-01 10:00:00 | INFO | train_inner | ", "INFO:train_inner:"])
 def test_log_lines_become_records(head: str) -> None:
     values = {"epoch": 2, "update": 1.5, "loss": "4.25", "nll_loss": "3.5", "ppl": "11.3", "wps": "1234.5",
               "num_updates": "300", "lr": "0.001", "wall": "61"}  # fmt: skip
-    assert progress.parse(head + json.dumps(values)) == {
+    assert events.parse(head + json.dumps(values)) == {
         "kind": "train", "epoch": 2, "epochs": 1.5, "loss": 4.25, "nll_loss": 3.5, "perplexity": 11.3,
         "tokens_per_second": 1234.5, "updates": 300, "lr": 0.001, "seconds": 61.0,
     }  # fmt: skip
-    assert progress.parse(head + "{broken") is None
-    assert progress.parse("INFO | fairseq.trainer | loaded 3 examples") is None
+    assert events.parse(head + "{broken") is None
+    assert events.parse("INFO | fairseq.trainer | loaded 3 examples") is None
 
 
 def test_the_time_left_is_that_of_the_nearest_limit() -> None:
     record = {"updates": 100, "seconds": 50.0, "epochs": 2.0}
-    assert progress.remaining(record, {"max-update": 300}) == pytest.approx(100)
-    assert progress.remaining(record, {"max-update": 300, "max-epoch": 3}) == pytest.approx(25)
-    assert progress.remaining(record, {"max-epoch": 3, "minutes": 1}) == pytest.approx(10)
-    assert progress.remaining(record, {"minutes": 0.5}) == 0
-    assert progress.remaining(record, {"patience": 3}) is None
+    assert events.remaining(record, {"max-update": 300}) == pytest.approx(100)
+    assert events.remaining(record, {"max-update": 300, "max-epoch": 3}) == pytest.approx(25)
+    assert events.remaining(record, {"max-epoch": 3, "minutes": 1}) == pytest.approx(10)
+    assert events.remaining(record, {"minutes": 0.5}) == 0
+    assert events.remaining(record, {"patience": 3}) is None
 
 
 def test_records_beyond_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
-    run = runs.Run(tmp_path)
+    run = Run(tmp_path)
     told = [{"kind": "train", "updates": n, "seconds": float(n), "loss": 1.0, "epoch": 1} for n in (10, 20, 30)]
     run.progress_path.write_text("".join(json.dumps(r) + "\n" for r in told) + '{"kind": "tra')
-    state = progress.Progress(run, {})
+    state = events.Progress(run, {})
     state.rewind(20)
     state.add({"kind": "train", "updates": 30, "seconds": 5.0, "loss": 1.5, "epoch": 1})
     found = run.progress()
@@ -599,7 +604,7 @@ def test_records_beyond_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_validation_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> None:
-    state = progress.Progress(runs.Run(tmp_path), {})
+    state = events.Progress(Run(tmp_path), {})
     for n, loss in enumerate((float("nan"), float("inf"), 3.0, 2.5, float("nan"), 2.5), 1):
         told = state.add({"kind": "valid", "updates": n, "loss": loss, "epoch": n})
         assert ("best" in told) == (n > 2)
@@ -610,8 +615,8 @@ def test_a_validation_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> N
 def test_time_before_a_validation_that_is_told_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validation has no clock of fairseq's: the updates before it took time all the same."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    state = progress.Progress(runs.Run(tmp_path), {})
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    state = events.Progress(Run(tmp_path), {})
     state.begin()
     now[0] += 42
     state.add({"kind": "valid", "updates": 20, "loss": 1.5, "epoch": 1})
@@ -621,8 +626,8 @@ def test_time_before_a_validation_that_is_told_first_counts(tmp_path: Path, monk
 def test_the_cause_of_a_failure_is_found() -> None:
     torchrun = ["[rank1]: Traceback", "[rank1]: RuntimeError: Connection closed by peer",
                 "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "]  # fmt: skip
-    assert "Connection closed by peer" in launch.cause(torchrun)
-    assert launch.cause(["x: error: unrecognized arguments: --lrr 3"]) == "unrecognized arguments: --lrr 3"
-    assert launch.cause(["error: no such file", "KeyError: 'x'"]) == "no such file"
-    assert launch.cause(["last words", ""]) == "last words"
-    assert launch.cause([]) == "it printed nothing"
+    assert "Connection closed by peer" in launcher.cause(torchrun)
+    assert launcher.cause(["x: error: unrecognized arguments: --lrr 3"]) == "unrecognized arguments: --lrr 3"
+    assert launcher.cause(["error: no such file", "KeyError: 'x'"]) == "no such file"
+    assert launcher.cause(["last words", ""]) == "last words"
+    assert launcher.cause([]) == "it printed nothing"

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import files
 
-from fairseq_host import checkpoints
-from fairseq_host.errors import UserError
-from recipes import comparing, decoding, evaluate, runs, tune
+from fairseq_compat import checkpoints
+from recipes.cli import evaluate, tune
+from recipes.data.prepared_corpus import open_corpus
+from recipes.evaluation import translator as decoding
+from recipes.metrics import systems as comparing
+from recipes.training.run import Run
+from tests.support.recipe_runs import files
+from thoth_core.errors import UserError
 
 LENPENS = (-1.0, 0.0, 0.7, 1.0, 2.5)
 
@@ -30,7 +34,7 @@ def state_of(path: Path, seed: int) -> dict[str, Any]:
 
 def translator_of(finished: Path, data: Path, *seeds: int) -> decoding.Translator:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
-    corpus = runs.open_corpus("toy", data)
+    corpus = open_corpus("toy", data)
     first, *others = (state_of(path, seed) for seed in seeds)
     parts = [(state, path, None) for state in others]
     return decoding.load_translator(first, path=path, corpus=corpus, user_dir=None, device="cpu", others=parts)
@@ -123,7 +127,7 @@ def test_models_that_pad_on_other_sides_are_refused(finished: Path, data: Path) 
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     states = [checkpoints.load(path), checkpoints.load(path)]
     states[1]["cfg"]["task"]["left_pad_source"] = not states[1]["cfg"]["task"]["left_pad_source"]
-    corpus = runs.open_corpus("toy", data)
+    corpus = open_corpus("toy", data)
     with pytest.raises(UserError, match="pads the source on the other side"):
         decoding.load_translator(
             states[0], path=path, corpus=corpus, user_dir=None, device="cpu", others=[(states[1], path, None)]
@@ -133,7 +137,7 @@ def test_models_that_pad_on_other_sides_are_refused(finished: Path, data: Path) 
 def test_language_models_are_refused(
     two: Path, data: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.loading.is_language_model", lambda state: True)
+    monkeypatch.setattr("recipes.evaluation.model_loading.is_language_model", lambda state: True)
     with pytest.raises(UserError, match="--ensemble: mini is a language model"):
         evaluated(data, two, mini, "--ensemble", tmp_path / "other.yaml")
     with pytest.raises(UserError, match="mini is a language model"):
@@ -275,7 +279,7 @@ def test_wrong_calls_are_refused(case: str, data: Path, finished: Path, mini: Pa
 
 
 def test_a_model_of_another_corpus_is_refused(two: Path, data: Path, mini: Path, tmp_path: Path) -> None:
-    run = runs.Run(two / "toy/other")
+    run = Run(two / "toy/other")
     run.update({**(run.record() or {}), "corpus_fingerprint": "another"})
     with pytest.raises(UserError, match=r"other was trained on another state of the corpus"):
         evaluated(data, two, mini, "--ensemble", tmp_path / "other.yaml")

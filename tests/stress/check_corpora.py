@@ -1,6 +1,6 @@
 """Are corpora read, cut and split as the originals do, and how long does an archive of the official size take?
 
-`python benchmarks/check_corpora.py` with any of
+`python tests/stress/check_corpora.py` with any of
 
 - `--sets FOLDER`: XML sets of WIT3 (SET.PAIR.LANG.xml): how many aligned pairs each has;
 - `--moses FOLDER`: raw.LANG beside tok.LANG, tok.lc.LANG and tok.noescape.LANG, which tokenizer.perl and lowercase.perl
@@ -28,13 +28,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.support.paths import ROOT
 
-from benchmarks.check_killing import content
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benchmarks.common import finish, machine
-from recipes import moses, wit3
+from recipes.data import wit3
+from recipes.tokenization import moses
+from tests.stress.check_killing import content
 
-ROOT = Path(__file__).resolve().parent.parent
 TALK, EVERY = 100, 23  # sentences a talk, and of which the 23rd is fairseq's choice
 SETS = {"dev2010": 900, "TEDX.dev2012": 1_100, "tst2010": 1_500, "tst2011": 1_400, "tst2012": 1_850}
 

@@ -1,7 +1,7 @@
 """Does a recipe that is killed at any moment end as if it had been left alone, when it is called again?
 
-`python benchmarks/check_killing.py`: for preparing, evaluating an average of checkpoints, evaluating one, and writing a
-report, calls the recipe without interruption, and again with SIGKILL (of it and all that it started, or of its own
+`python tests/stress/check_killing.py`: for preparing, evaluating an average of checkpoints, evaluating one, and writing
+a report, calls the recipe without interruption, and again with SIGKILL (of it and all that it started, or of its own
 process alone) at random moments between its start and its end; after each, the next call of the recipe must complete,
 and what it writes must be the same byte for byte, with nothing beside it. Figures of time are left out of the
 comparison, and nothing else. Exit status 1 if anything differs.
@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.check_resuming import CORPUS, MODEL, completed, recipe
 from benchmarks.common import finish
+from tests.stress.check_resuming import CORPUS, MODEL, completed, recipe
 
 # Where an evaluation's times stand, by the name of the file.
 TIMES = {

@@ -1,6 +1,6 @@
 """Are trainings that are killed and resumed the same, bit for bit, as those left alone?
 
-`python benchmarks/check_resuming.py`: trains a small Pervasive Attention model with recipes/train.sh twice without
+`python tests/stress/check_resuming.py`: trains a small Pervasive Attention model with recipes/train.sh twice without
 interruption, then once more with SIGKILL at random moments (of the recipe and all that it started, of the training
 process alone, of the recipe's process alone), resuming it at once each time. What must be the same: every tensor of
 every checkpoint, the optimizer's state (float32 parameters and moments), where the training stands, and every loss
@@ -24,13 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
 from benchmarks.common import finish
-from fairseq_host import checkpoints
-from recipes import runs
+from fairseq_compat import checkpoints
+from recipes.storage.provenance import ROOT
+from recipes.training import run as run_module
+from recipes.training.run import Run
 
 CORPUS = """\
 description: a small part of the quickstart corpus
@@ -76,7 +78,7 @@ def recipe(script: str, *arguments: object) -> "subprocess.Popen[bytes]":
     """Start recipes/SCRIPT.sh in a session of its own; its words go to log.txt in the working folder."""
     with open("log.txt", "ab") as log:
         process = subprocess.Popen(
-            [str(runs.ROOT / "recipes" / f"{script}.sh"), *map(str, arguments)],
+            [str(ROOT / "recipes" / f"{script}.sh"), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -97,18 +99,18 @@ def completed(script: str, *arguments: object) -> None:
         sys.exit(f"recipes/{script}.sh failed:\n" + Path("log.txt").read_text(errors="replace")[-3000:])
 
 
-def training_process(run: runs.Run, within: float) -> int | None:
+def training_process(run: Run, within: float) -> int | None:
     """The process that trains into `run`, as soon as there is one."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        for process, descriptors in runs._holders(run.folder / ".lock").items():
+        for process, descriptors in run_module._holders(run.folder / ".lock").items():
             if "0" in descriptors:
                 return process
         time.sleep(0.01)
     return None
 
 
-def kill(process: "subprocess.Popen[bytes]", victim: str, run: runs.Run) -> bool:
+def kill(process: "subprocess.Popen[bytes]", victim: str, run: Run) -> bool:
     """Send SIGKILL; False if there was nothing to send it to."""
     if process.poll() is not None:
         return False
@@ -164,7 +166,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def compare(one: runs.Run, other: runs.Run) -> dict[str, list[str]]:
+def compare(one: Run, other: Run) -> dict[str, list[str]]:
     """What differs, by kind: files, tensors, other values, losses."""
     names = [{path.name for path in run.checkpoints.iterdir()} for run in (one, other)]
     wrong: dict[str, list[str]] = {"files": sorted(names[0] ^ names[1]), "tensors": [], "values": [], "losses": []}
@@ -184,7 +186,7 @@ def compare(one: runs.Run, other: runs.Run) -> dict[str, list[str]]:
     return wrong
 
 
-def losses(run: runs.Run) -> list[tuple[tuple[str, int], tuple[Any, ...]]]:
+def losses(run: Run) -> list[tuple[tuple[str, int], tuple[Any, ...]]]:
     return [
         ((r["kind"], r["updates"]), tuple(r.get(key) for key in ("loss", "nll_loss", "lr", "gradient_norm", "epoch")))
         for r in run.progress()
@@ -205,7 +207,7 @@ def main() -> int:
         Path("small.yaml").write_text(CORPUS)
         Path("tiny.yaml").write_text(MODEL.format(epochs=options.epochs, bf16=bf16))
         completed("prepare", "small.yaml")
-        trained = {name: runs.Run(Path(name) / "small/tiny") for name in ("once", "twice", "killed")}
+        trained = {name: Run(Path(name) / "small/tiny") for name in ("once", "twice", "killed")}
 
         def call(name: str) -> list[str]:
             return ["small", "tiny.yaml", "--cpu", "--runs", name]

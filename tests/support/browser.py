@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import install_chromium
 import pytest
+
+from tests.support import install_chromium
 
 NAMES = install_chromium.NAMES
 # No sandbox: root has none, and the pages are ours. The rest keeps Chromium off the network.

@@ -2,7 +2,7 @@
 
 Starting Python and importing fairseq takes seconds. Here a server process imports it once and is forked for each
 command, which then runs as it would from a shell: its own arguments, environment, output and exit status. The
-server has no plugin loaded and none of fairseq_host's mends, so the faults of the bare host can be shown as well.
+server has no plugin loaded and none of fairseq_compat's mends, so the faults of the bare host can be shown as well.
 """
 
 import multiprocessing
@@ -70,7 +70,7 @@ class Command:
 
 
 def start(log: Path, program: str, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
-    """Start `program`: a console script of fairseq's (`fairseq-train`) or a module (`fairseq_host.train`)."""
+    """Start `program`: a console script of fairseq's (`fairseq-train`) or a module (`fairseq_compat.train`)."""
     log.unlink(missing_ok=True)
     words = [str(argument) for argument in arguments]
     process = _context.Process(target=_run, args=(str(log), program, words, dict(env or {}), os.getcwd()))

@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from recipes import scoring, sentences
-from recipes.sentences import Sentence
+from recipes.metrics import quality, sentences
+from recipes.metrics.sentences import Sentence
 
 TEXT = "a man dog park walks his in the through snow and plays ball with children two red green house , ."
 WORDS = TEXT.split()
@@ -34,14 +34,14 @@ def translated(references: list[str], seed: int, errors: float) -> list[str]:
 def evaluation(
     folder: Path, sources: list[str], references: list[str], hypotheses: list[str], *, talks: bool = True, **facts: Any
 ) -> Path:
-    """An evaluation as recipes/evaluate.sh writes it (tests/test_evaluate_recipe.py has a real one)."""
+    """An evaluation as recipes/evaluate.sh writes it (tests/recipes/test_evaluate.py has a real one)."""
     folder.mkdir(parents=True)
-    scores = scoring.score(hypotheses, references, "en")
+    scores = quality.score(hypotheses, references, "en")
     scored = sentences.sentence_scores(
         hypotheses, references, {name: told["signature"] for name, told in scores.items()}
     )
     tokens = [[line.replace("children", "child ren") for line in lines] for lines in (hypotheses, references)]
-    scores["tokenised_bleu"] = scoring.tokenised(*tokens)
+    scores["tokenised_bleu"] = quality.tokenised(*tokens)
     told = [
         Sentence(n + 1, source, reference, hypothesis, tokens[0][n], tokens[1][n],
                  TALKS[n * 6 // len(sources)] if talks else None, -0.5, hypothesis.split(), *scored[n])

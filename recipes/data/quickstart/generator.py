@@ -12,9 +12,9 @@ from random import Random
 from string import Formatter
 from typing import NamedTuple
 
-from recipes import quickstart_slots as slots
-from recipes.quickstart_phrases import Pair
-from recipes.quickstart_slots import Slot, by_weight
+from recipes.data.quickstart import slots
+from recipes.data.quickstart.phrases import Pair
+from recipes.data.quickstart.slots import Slot, by_weight
 
 # Above this the frames with few sentences run dry and the mixture of kinds tilts.
 MOST_PAIRS = 100_000

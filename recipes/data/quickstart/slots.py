@@ -10,8 +10,8 @@ from functools import cache
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from recipes import quickstart_phrases as phrases
-from recipes.quickstart_phrases import Case, Gender, Pair
+from recipes.data.quickstart import phrases
+from recipes.data.quickstart.phrases import Case, Gender, Pair
 
 T = TypeVar("T")
 

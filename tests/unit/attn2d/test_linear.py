@@ -70,8 +70,8 @@ ON_AN_OLDER_CPU = """
 import torch
 from attn2d import ops
 from attn2d.linear import Linear, packed_weights
-from fairseq_host.onednn import DTYPES
-from recipes.plan import cpu_computes_bf16
+from thoth_core.onednn import DTYPES
+from recipes.training.plan import cpu_computes_bf16
 
 assert not cpu_computes_bf16() and torch.bfloat16 not in DTYPES
 torch.manual_seed(1)

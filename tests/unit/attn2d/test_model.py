@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from attn2d_models import TOLERANCE, random_tokens, small_model
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
@@ -13,7 +12,8 @@ from attn2d.aggregators import AGGREGATORS
 from attn2d.convnet import CONVNETS, NORMS, GridBatchNorm
 from attn2d.model import PervasiveModel
 from attn2d.reference import PlainPervasive
-from fairseq_host.errors import OptionError
+from tests.support.attn2d_models import TOLERANCE, random_tokens, small_model
+from thoth_core.errors import OptionError
 
 DTYPES = (torch.float32, torch.float64)
 EVERY = [

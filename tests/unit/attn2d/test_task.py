@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attn2d_models import dictionary
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from attn2d.config import PervasiveConfig
 from attn2d.task import GridCellDataset, PervasiveTranslationTask, split_by_cells
+from tests.support.attn2d_models import dictionary
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=60)
 

@@ -4,7 +4,6 @@ import itertools
 import math
 from typing import Any
 
-import depth_reference as reference
 import pytest
 import torch
 from fairseq.logging import metrics
@@ -15,7 +14,8 @@ from depth_adaptive.criterion import DepthAdaptiveCriterion
 from depth_adaptive.halting import HALTINGS
 from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
-from fairseq_host.errors import UserError
+from tests.support import depth_reference as reference
+from thoth_core.errors import UserError
 
 SOURCE = sentences(5, 9, 3, left=True)  # as the host pads it
 TRAININGS = [*WEIGHTINGS, "mixed"]

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import depth_reference as reference
 import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depth_adaptive import halting, losses, oracles
+from tests.support import depth_reference as reference
 
 N, B, T, D, V = 4, 3, 5, 6, 11
 

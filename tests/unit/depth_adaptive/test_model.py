@@ -21,8 +21,8 @@ import depth_adaptive  # noqa: F401  (it registers)
 from depth_adaptive import decoding, halting
 from depth_adaptive.decoder import Pass
 from depth_adaptive.model import DepthAdaptiveTransformerModel
-from fairseq_host import onednn
-from fairseq_host.errors import UserError
+from thoth_core import onednn
+from thoth_core.errors import UserError
 
 LAYERS = 4
 TINY = dict(

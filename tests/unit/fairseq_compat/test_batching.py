@@ -6,7 +6,7 @@ from fairseq.data import data_utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_host import batching
+from fairseq_compat import batching
 
 
 def lengths_of(sizes: list[int]):

@@ -1,6 +1,6 @@
 """The CUDA operators on a GPU: against their definitions computed on the CPU, gradients, determinism, opcheck.
 
-The kernels' details (sizes, ties, infinities, planted faults) are in tests/test_memory_simt.py, which needs no GPU.
+The kernels' details (sizes, ties, infinities, planted faults) are in test_simt.py, which needs no GPU.
 
 Axes: T tokens, H heads, N sub-keys a half, K selected slots, D key dimension, V value dimension, bag = H·K.
 """

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from memory_layers import ops, reference
-from tests.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.paths import ROOT
 
 kernels = torch.ops.memory_layers
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Largest error relative to the largest value, against the same computation in float64 on the same inputs.
 TOLERANCE = {
@@ -360,7 +360,7 @@ def test_threads_do_not_change_a_bit(threads, dtype):
 OF_A_LEVEL = """
 import sys, torch
 from tests.test_memory_kernels import DTYPES, every_operator
-from tests.memory_brute_force import KINDS, hard_rows
+from tests.support.memory_brute_force import KINDS, hard_rows
 selections = [
     torch.ops.memory_layers.product_key_select(hard_rows(kind, (5, 2, 2, n), torch.Generator().manual_seed(n)), 12)
     for kind in KINDS for n in (12, 40, 130)

@@ -15,10 +15,10 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from torch import Tensor, nn
 
-from fairseq_host.errors import UserError
 from memory_layers import capacity, config, ops
 from memory_layers.model import HasMemories, MemoryTransformerModel
 from memory_layers.product_key import FlatKeyMemory
+from thoth_core.errors import UserError
 
 TINY = dict(
     encoder_embed_dim=16, encoder_ffn_embed_dim=24, encoder_layers=3, encoder_attention_heads=2,

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_host.errors import UserError
 from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory, TokenBatchNorm
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
+from thoth_core.errors import UserError
 
 INPUT, HEADS, KEYS, K, KEY_DIM = 12, 2, 5, 3, 6
 KINDS = {

@@ -18,7 +18,7 @@ from torch.autograd import gradcheck
 from torch.library import opcheck
 
 from memory_layers import ops, reference
-from tests.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 
 
 @pytest.fixture(params=["auto", "torch"])

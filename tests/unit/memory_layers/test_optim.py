@@ -9,10 +9,10 @@ from fairseq.optim import FP16Optimizer, build_optimizer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fairseq_host.errors import UserError
 from memory_layers import ProductKeyMemory, RowAdam, ValueTable, capacity, optim
 from memory_layers.optim import ProductKeyAdam, ProductKeyAdamConfig
 from memory_layers.table import RowGradients
+from thoth_core.errors import UserError
 
 
 def table_and_twin(n_slots: int = 11, dim: int = 5, *, seed: int = 0) -> tuple[ValueTable, nn.Embedding]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_layers import reference
-from tests.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 
 # Largest error relative to the largest value, against float64 loops on the same inputs.
 TOLERANCE = {

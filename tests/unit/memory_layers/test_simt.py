@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from memory_layers import reference
-from tests.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "memory_layers" / "csrc" / "cuda"
 SIMT = ROOT / "tests" / "simt"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # numbered as in simt/kernels.cpp

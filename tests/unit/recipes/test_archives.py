@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes import archives
-from recipes.archives import Member, download, folder_files, read_members
+from recipes.data import archives
+from recipes.data.archives import Member, download, folder_files, read_members
+from thoth_core.errors import UserError
 
 FILES = {
     "de-en/train.de": b"Guten Tag.\n" * 400,

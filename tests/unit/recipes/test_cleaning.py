@@ -1,4 +1,4 @@
-"""recipes/cleaning.py: what is normalised and what is dropped."""
+"""recipes/data/cleaning.py: what is normalised and what is dropped."""
 
 import unicodedata
 from collections import Counter
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cleaning import REASONS, Limits, clean_pairs, normalise
+from recipes.data.cleaning import REASONS, Limits, clean_pairs, normalise
 
 LONG = "one two three four five"
 

@@ -1,12 +1,12 @@
-"""recipes/declarative.py: corpus and model files are checked key by key, and the shipped ones are right."""
+"""recipes/config/schema.py: corpus and model files are checked key by key, and the shipped ones are right."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes.declarative import RECIPES, load_corpus, load_model
+from recipes.config.schema import RECIPES, load_corpus, load_model
+from thoth_core.errors import UserError
 
 CORPUS = "description: toy\nsource: de\ntarget: en\nreader: files\nsubwords: {vocab_size: 100}\n"
 MODEL = "description: toy\nuser_dir: attn2d\ntrain: {arch: pervasive, lr: 1e-3, share: true, dropout: null}\n"

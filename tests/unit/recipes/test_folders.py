@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from recipe_runs import files
 
-from fairseq_host.errors import UserError
-from recipes import folders
+from recipes.storage import folders
+from tests.support.recipe_runs import files
+from thoth_core.errors import UserError
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.languages import mismatch
+from recipes.data.language_check import mismatch
 
 TEXT = {
     "de": "Der Mann steht mit dem Hund auf der Straße und sieht nicht, dass es schon wieder regnet.",

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import ROOT, recipe
 
-from recipes import forecast, train
-from recipes.plan import Plan
+from recipes.cli import train
+from recipes.training import measurement
+from recipes.training.plan import Plan
+from tests.support.recipe_runs import ROOT, recipe
 
 MODELS = sorted(path.stem for path in (ROOT / "recipes" / "models").glob("*.yaml"))
 
@@ -47,7 +48,7 @@ def test_memory_of_each_number_format() -> None:
     """Bytes a parameter, by fairseq's optimizers; a table of values has no gradient."""
     model = torch.nn.Module()
     model.weight, model.table = torch.nn.Parameter(torch.zeros(10)), torch.nn.Parameter(torch.zeros(100), False)
-    trial = forecast.Trial(sentences=8, tried=2, shape=(3, 4), bytes=50, seconds=1.0)
+    trial = measurement.Trial(sentences=8, tried=2, shape=(3, 4), bytes=50, seconds=1.0)
     for optimizer, half, efficient, expected in (
         ("adam", False, False, (440, 40, 80)),
         ("adam", True, False, (260, 60, 80)),
@@ -57,7 +58,7 @@ def test_memory_of_each_number_format() -> None:
         ("sgd", False, False, (440, 40, 0)),
         ("cpu_adam", False, False, (440, 40, None)),
     ):
-        found = forecast._memory(model, optimizer, half=half, efficient=efficient, passes=trial)
+        found = measurement._memory(model, optimizer, half=half, efficient=efficient, passes=trial)
         assert (found.weights, found.gradients, found.states) == expected, (optimizer, half, efficient)
         assert found.passes == 200
         assert found.total == sum(filter(None, expected)) + 200
@@ -71,15 +72,15 @@ def test_peak_of_tensors() -> None:
         third = torch.empty(500)
         del second, third
 
-    assert forecast.peak_bytes(work) == 16_000
+    assert measurement.peak_bytes(work) == 16_000
 
 
 @pytest.mark.parametrize("model", ["transformer", "pervasive_small", "memory_transformer"])
 def test_a_part_of_a_batch_tells_of_the_whole(model: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = planned("toy", model, data, "--bf16", "False", "--batch-size", "32")
-    part = forecast.expect(asked).largest
-    monkeypatch.setattr(forecast, "SHARE", 1)
-    whole = forecast.expect(asked).largest
+    part = measurement.expect(asked).largest
+    monkeypatch.setattr(measurement, "SHARE", 1)
+    whole = measurement.expect(asked).largest
     assert part.tried < part.sentences == whole.tried == whole.sentences
     assert part.bytes * part.factor == pytest.approx(whole.bytes, rel=0.2)
 
@@ -96,7 +97,7 @@ def test_a_part_of_a_batch_tells_of_the_whole(model: str, data: Path, monkeypatc
 def test_updates_until_the_limits(
     extra: list[str], options: tuple[str, ...], updates: int, epochs: float, data: Path, mini: Path
 ) -> None:
-    found = forecast.expect(planned("toy", mini, data, "--batch-size", "16", *extra, options=options))
+    found = measurement.expect(planned("toy", mini, data, "--batch-size", "16", *extra, options=options))
     assert found.batches == 10  # of 160 sentences
     assert (found.updates, found.epochs) == (updates, epochs)
 
@@ -117,9 +118,9 @@ def test_measuring_trains_and_keeps_nothing(data: Path, mini: Path, tmp_path: Pa
     ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (9000, "2 h 30 min"), (200000, "2 days 7 h")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert forecast.duration(seconds) == text
+    assert measurement.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(3.21e6, "3.2 MB"), (1.234e7, "12 MB"), (2.55e9, "2.5 GB")])
 def test_sizes(number: float, text: str) -> None:
-    assert forecast.size(number) == text
+    assert measurement.size(number) == text

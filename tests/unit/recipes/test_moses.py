@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes import moses
+from recipes.tokenization import moses
 
 # (language, line, its tokens without escapes)
 TOKENS = [

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes import declarative, plan
+from recipes.config import schema
+from recipes.training import plan
+from thoth_core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_bf16_of_a_model_file_is_for_cpus_that_compute_it(
     device: str, computes: bool, after: list[str], expected: bool, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(plan, "cpu_computes_bf16", lambda: computes)
-    model = declarative.load_model("pervasive_small")
+    model = schema.load_model("pervasive_small")
     corpus: Any = SimpleNamespace(name="toy")
     merged = plan.merged_options(model, corpus, after, device=device)
     assert merged.get("bf16", False) is expected
@@ -45,7 +46,7 @@ def test_the_command_line_has_the_last_word_about_precision(
 ) -> None:
     monkeypatch.setattr(plan, "cpu_computes_bf16", lambda: True)
     corpus: Any = SimpleNamespace(name="toy")
-    merged = plan.merged_options(declarative.load_model("pervasive_small"), corpus, after, device="cpu")
+    merged = plan.merged_options(schema.load_model("pervasive_small"), corpus, after, device="cpu")
     assert {name: merged[name] for name in plan.PRECISIONS if name in merged} == expected
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sacrebleu.metrics import BLEU
 
-from fairseq_host.errors import UserError
-from recipes import scoring
+from recipes.metrics import quality
+from thoth_core.errors import UserError
 
 REFERENCES = [
     "The cat sat on the mat.",
@@ -24,7 +24,7 @@ HYPOTHESES = [
 
 
 def test_a_perfect_translation() -> None:
-    scores = scoring.score(REFERENCES, REFERENCES, "en")
+    scores = quality.score(REFERENCES, REFERENCES, "en")
     assert scores["bleu"]["score"] == pytest.approx(100)
     assert scores["chrf"]["score"] == pytest.approx(100)
     assert scores["ter"]["score"] == 0
@@ -37,16 +37,16 @@ def test_the_scores_are_those_of_sacrebleus_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp"), "-m",
                "bleu", "chrf", "ter", "-w", "6", "-f", "text"]  # fmt: skip
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    scores = scoring.score(HYPOTHESES, REFERENCES, "en")
+    scores = quality.score(HYPOTHESES, REFERENCES, "en")
     assert len(told) == 3
-    for line, name in zip(told, scoring.METRICS, strict=True):
+    for line, name in zip(told, quality.METRICS, strict=True):
         head, value = line.split(" = ")[:2]
         assert value.split()[0] == f"{scores[name]['score']:.6f}"
         assert head.split("|", 1)[1] == scores[name]["signature"]
 
 
 def test_signatures_tell_the_settings() -> None:
-    scores = scoring.score(HYPOTHESES, REFERENCES, "en")
+    scores = quality.score(HYPOTHESES, REFERENCES, "en")
     assert "case:mixed|eff:no|tok:13a|smooth:exp" in scores["bleu"]["signature"]
     assert "nc:6|nw:0" in scores["chrf"]["signature"]
     assert "tok:tercom|norm:no|punct:yes" in scores["ter"]["signature"]
@@ -54,12 +54,12 @@ def test_signatures_tell_the_settings() -> None:
 
 def test_the_target_language_chooses_the_tokeniser() -> None:
     chinese = ["我们在公园里踢足球。", "一个男人在遛狗。"]
-    assert "tok:zh" in scoring.score(chinese, chinese, "zh_Hans")["bleu"]["signature"]
-    scores = scoring.score(chinese, chinese, "zh")
+    assert "tok:zh" in quality.score(chinese, chinese, "zh_Hans")["bleu"]["signature"]
+    scores = quality.score(chinese, chinese, "zh")
     assert "tok:zh" in scores["bleu"]["signature"]
     for three_letters in ("zho", "cmn_Hans", "yue"):
-        assert scoring.score(chinese, chinese, three_letters) == scores
-    assert "tok:ja-mecab" in scoring.score(chinese, chinese, "jpn")["bleu"]["signature"]
+        assert quality.score(chinese, chinese, three_letters) == scores
+    assert "tok:ja-mecab" in quality.score(chinese, chinese, "jpn")["bleu"]["signature"]
     assert scores["bleu"]["score"] == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)
 
 
@@ -75,11 +75,11 @@ def test_the_target_language_chooses_the_tokeniser() -> None:
 )
 def test_what_cannot_be_scored_is_refused(hypotheses: list[str], references: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        scoring.score(hypotheses, references, "en")
+        quality.score(hypotheses, references, "en")
 
 
 def test_empty_translations_score_zero() -> None:
-    scores = scoring.score(["", "", ""], REFERENCES, "en")
+    scores = quality.score(["", "", ""], REFERENCES, "en")
     assert scores["bleu"]["score"] == 0
     assert scores["chrf"]["score"] == 0
     assert scores["ter"]["score"] == 100
@@ -88,7 +88,7 @@ def test_empty_translations_score_zero() -> None:
 def known() -> dict[str, Any]:
     """As in scores.json."""
     return {
-        **scoring.score(HYPOTHESES, REFERENCES, "en"),
+        **quality.score(HYPOTHESES, REFERENCES, "en"),
         "corpus": "c",
         "model": "m",
         "split": "test",
@@ -111,8 +111,8 @@ def known() -> dict[str, Any]:
 
 def test_the_table_holds_every_score_and_setting() -> None:
     facts = known()
-    table = scoring.table(facts)
-    for name in scoring.METRICS:
+    table = quality.table(facts)
+    for name in quality.METRICS:
         assert f"{facts[name]['score']:.2f}" in table
         assert facts[name]["signature"] in table
     for word in (
@@ -134,7 +134,7 @@ def test_the_table_of_an_ensemble_names_its_models() -> None:
     """With the training of all together, where it is known of all."""
     other = {"model": "n", "checkpoint": "the average of a.pt, b.pt", "updates": None, "checkpoint_seconds": 30.0}
     told = known() | {"checkpoint_seconds": 60.0, "truncated": 1234, "ensemble": [other]}
-    lines = scoring.table(told).splitlines()
+    lines = quality.table(told).splitlines()
     assert lines[0].endswith("model m + n")
     for line in (
         "checkpoint   m (checkpoint_best.pt) + n (the average of a.pt, b.pt)",
@@ -143,4 +143,4 @@ def test_the_table_of_an_ensemble_names_its_models() -> None:
         "truncated    1,234 sentences whose source was cut to the model's length",
     ):
         assert line in lines
-    assert "training " not in scoring.table(told | {"ensemble": [other, other | {"checkpoint_seconds": None}]})
+    assert "training " not in quality.table(told | {"ensemble": [other, other | {"checkpoint_seconds": None}]})

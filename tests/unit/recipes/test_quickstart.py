@@ -17,11 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes import quickstart_corpus as corpus
-from recipes import quickstart_phrases as phrases
-from recipes import quickstart_slots as slots
-from recipes.quickstart_phrases import Case, Gender, Pair
-from recipes.quickstart_slots import Slot
+from recipes.data.quickstart import generator as corpus
+from recipes.data.quickstart import phrases, slots
+from recipes.data.quickstart.phrases import Case, Gender, Pair
+from recipes.data.quickstart.slots import Slot
 
 TUESDAY = datetime.date(2026, 3, 3)
 

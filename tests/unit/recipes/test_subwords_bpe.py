@@ -1,4 +1,4 @@
-"""recipes.bpe against subword-nmt's command line, and plain text to pieces and back by recipes.paper."""
+"""BPE against subword-nmt's command line, and plain text to pieces and back by moses_bpe."""
 
 import random
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes import bpe
-from recipes.paper import MosesBpe
+from recipes.tokenization import bpe
+from recipes.tokenization.moses_bpe import MosesBpe
+from thoth_core.errors import UserError
 
 STEMS = ["haus", "tür", "garten", "straßen", "über", "läufer", "&apos;", "&quot;", "ein", "你好", "được", "x"]
 

@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes.corpus_files import HUGE_LINE, is_table, read_hub, read_lines, read_prefix, read_table
+from recipes.data.text_files import HUGE_LINE, is_table, read_hub, read_lines, read_prefix, read_table
+from thoth_core.errors import UserError
 
 GERMAN = ["Ein Hund läuft.", "Zwei\u2028Katzen", 'Sie sagt: "ja"']
 ENGLISH = ["A dog runs.", "Two cats", 'She says: "yes"']

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from fairseq_host.errors import UserError
-from recipes import declarative, inputs
-from recipes.prepare import clean, parse, prepare, settings_of
-from recipes.wit3 import train_talks, xml_talks
+from recipes.cli.prepare import clean, parse, prepare, settings_of
+from recipes.config import schema
+from recipes.data import sources
+from recipes.data.wit3 import train_talks, xml_talks
+from thoth_core.errors import UserError
 
 CORPUS = """\
 description: talks
@@ -102,7 +103,7 @@ def read(*arguments: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What prepare.sh with these arguments reads."""
     options = parse([*arguments])
     _, path, settings = settings_of(options)
-    return inputs.read(inputs.locate(options, path, settings), path, settings)
+    return sources.read(sources.locate(options, path, settings), path, settings)
 
 
 def lines(path: Path) -> list[str]:
@@ -277,14 +278,14 @@ def test_validation_from_the_training_text_of_any_reader(work: Path, every: int)
     assert documents == {}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in declarative.RECIPES.glob("corpora/iwslt*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in schema.RECIPES.glob("corpora/iwslt*.yaml")))
 def test_shipped_corpora(name: str, tmp_path: Path) -> None:
     """Both directions of a pair read the same files, which a release has, and only a pinned archive is downloaded."""
-    path, corpus = declarative.load_corpus(name)
+    path, corpus = schema.load_corpus(name)
     campaign, pair, *preparation = name.split(".")
     source, target = pair.split("-")
     assert (corpus["source"], corpus["target"]) == (source, target)
-    _, back = declarative.load_corpus(".".join([campaign, f"{target}-{source}", *preparation]))
+    _, back = schema.load_corpus(".".join([campaign, f"{target}-{source}", *preparation]))
     for key in ("wit3", "hub", "valid", "subwords", "clean"):
         assert back[key] == corpus[key]
     years = {"iwslt14": "IWSLT14", "iwslt15": "IWSLT15", "iwslt17": "IWSLT17"}[campaign]
@@ -294,13 +295,13 @@ def test_shipped_corpora(name: str, tmp_path: Path) -> None:
         **dict.fromkeys(("origin", "sha256", "columns", "train", "valid", "test")), data=tmp_path / "data"
     )
     if corpus["wit3"]["sha256"]:
-        found = inputs.locate(options, path, corpus)
+        found = sources.locate(options, path, corpus)
         assert found.url is not None
         assert found.url.endswith(f"/{corpus['wit3']['pair']}.tgz")
         assert found.identities == [f"archive {corpus['wit3']['sha256']}"]
     else:
         with pytest.raises(UserError, match=r"no SHA-256 is known to check a download by|has no 'wit3.url'"):
-            inputs.locate(options, path, corpus)
+            sources.locate(options, path, corpus)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -477,7 +478,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_calls(work: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.archives.PAUSE", 0.0)
+    monkeypatch.setattr("recipes.data.archives.PAUSE", 0.0)
     spoil, arguments, parts = WRONG[name]
     spoil(work)
     refused(work, arguments, parts)

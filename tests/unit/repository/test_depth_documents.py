@@ -3,15 +3,15 @@
 import argparse
 import dataclasses
 import re
-from pathlib import Path
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from depth_adaptive.config import ARCHITECTURES, DepthOptions
 from depth_adaptive.criterion import DepthAdaptiveCriterionConfig
 from depth_adaptive.halting import HALTINGS, POLICIES
+from tests.support.paths import ROOT
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "depth_adaptive.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "depth_adaptive.md").read_text(encoding="utf-8")
 
 
 def tables(heading: str) -> list[list[list[str]]]:

@@ -16,8 +16,8 @@ from attn2d.config import ARCHITECTURES, PervasiveConfig
 from attn2d.model import PervasiveModel
 from attn2d.options import check
 from attn2d.task import PervasiveTranslationConfig
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PLUGIN_PAGE = ROOT / "docs" / "attn2d.md"
 # The task's, interpolated into the model's options.
@@ -136,7 +136,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 @every_document
 def test_named_files_exist(document: Path) -> None:
     """Paths of the checkout that are named in the text or in commands; * stands for anything."""
-    folders = "attn2d|depth_adaptive|memory_layers|fairseq_host|recipes|benchmarks|tests|docs"
+    folders = "attn2d|depth_adaptive|memory_layers|fairseq_compat|recipes|benchmarks|tests|docs"
     names = re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*[\w*]", document.read_text(encoding="utf-8"))
     for name in names:
         assert list(ROOT.glob(name.replace("NAME", "*"))), f"{document.name} names {name}, which is not there"
@@ -203,8 +203,8 @@ def parsed(command: list[str]) -> object | None:
         "fairseq-interactive": lambda: options.get_generation_parser(interactive=True),
     }
     program, words = command[0], command[1:]
-    if program in ("torchrun", "python") and "fairseq_host.train" in words:
-        program, words = "fairseq-train", words[words.index("fairseq_host.train") + 1 :]
+    if program in ("torchrun", "python") and "fairseq_compat.train" in words:
+        program, words = "fairseq-train", words[words.index("fairseq_compat.train") + 1 :]
     if program not in parsers or not words or "..." in words or words[0].startswith("-"):
         return None
     return options.parse_args_and_arch(parsers[program](), words)

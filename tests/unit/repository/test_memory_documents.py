@@ -4,19 +4,19 @@ import argparse
 import dataclasses
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.transformer import TransformerModel
 
-from fairseq_host.errors import UserError
 from memory_layers import ops
 from memory_layers.config import EncoderMemoryOptions, MemoryTransformerLMConfig, check
 from memory_layers.model import MemoryTransformerModel
 from memory_layers.optim import NAME, ProductKeyAdamConfig
+from tests.support.paths import ROOT
+from thoth_core.errors import UserError
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "memory_layers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "memory_layers.md").read_text(encoding="utf-8")
 
 
 def tables() -> list[list[list[str]]]:

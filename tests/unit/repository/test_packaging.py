@@ -5,14 +5,14 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
     *PROJECT["dependencies"],
@@ -61,7 +61,7 @@ def test_what_setup_installs():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environment
     )
     assert result.stdout.splitlines() == [
-        "attn2d depth_adaptive fairseq_host memory_layers",
+        "attn2d depth_adaptive fairseq_compat memory_layers",
         "attn2d._C attn2d/csrc/kernels.cpp attn2d/csrc/ops.cpp",
         "depth_adaptive._C depth_adaptive/csrc/kernels.cpp depth_adaptive/csrc/ops.cpp",
         "memory_layers._C memory_layers/csrc/kernels.cpp memory_layers/csrc/ops.cpp",
@@ -70,12 +70,12 @@ def test_what_setup_installs():
 
 
 def test_plugins_and_recipes_import_one_way():
-    """torch, fairseq ← fairseq_host ← plugins ← recipes: checked in the sources."""
+    """torch, fairseq ← fairseq_compat ← plugins ← recipes: checked in the sources."""
     plugins = {"attn2d", "depth_adaptive", "memory_layers"}
     outside = {"recipes", "tests", "benchmarks"}
-    allowed = {"fairseq_host": set(), "recipes": {"fairseq_host", "recipes", *plugins}}
-    for package in ("fairseq_host", *sorted(plugins), "recipes"):
-        forbidden = (plugins | outside | {"fairseq_host"}) - allowed.get(package, {"fairseq_host"}) - {package}
+    allowed = {"fairseq_compat": set(), "recipes": {"fairseq_compat", "recipes", *plugins}}
+    for package in ("fairseq_compat", *sorted(plugins), "recipes"):
+        forbidden = (plugins | outside | {"fairseq_compat"}) - allowed.get(package, {"fairseq_compat"}) - {package}
         for path in (ROOT / package).rglob("*.py"):
             for line in path.read_text(encoding="utf-8").splitlines():
                 words = line.split()

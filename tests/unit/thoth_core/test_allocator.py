@@ -7,7 +7,7 @@ import pytest
 
 SECOND_ALLOCATIONS = """
 import ctypes, resource, sys
-from fairseq_host.allocator import keep_freed_memory
+from thoth_core.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
