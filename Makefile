@@ -17,6 +17,7 @@ venv := .venv
 bin := $(venv)/bin
 stamp := $(venv)/installed
 native := $(wildcard native/* attn2d/csrc/* depth_adaptive/csrc/* memory_layers/csrc/* memory_layers/csrc/cuda/*)
+native_sources := $(wildcard native/*.h */csrc/*.h */csrc/*.cpp */csrc/cuda/*.h */csrc/cuda/*.cpp */csrc/cuda/*.cu tests/support/simt/*)
 scripts := $(wildcard recipes/*.sh) .ci/run
 
 quickstart: $(stamp)
@@ -33,11 +34,13 @@ lint: $(stamp)
 	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/mypy
+	@$(bin)/clang-format --dry-run --Werror $(native_sources)
 	@for script in $(scripts); do bash -n "$$script"; done
 	@$(bin)/shellcheck $(scripts)
 
 format: $(stamp)
 	@$(bin)/ruff format .
+	@$(bin)/clang-format -i $(native_sources)
 	@$(bin)/ruff check --fix .
 
 cuda-check:

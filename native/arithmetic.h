@@ -1,5 +1,5 @@
-// Arithmetic on the vectors of vectors.h, which is included before. Included by kernels_body.h inside the namespace of an
-// instruction set: no include guard on purpose.
+// Arithmetic on the vectors of vectors.h, which is included before. Included by kernels_body.h inside the namespace of
+// an instruction set: no include guard on purpose.
 
 INLINE f32v spread(float x) { return f32v{} + x; }
 INLINE f64v spread(double x) { return f64v{} + x; }

@@ -15,9 +15,7 @@ using at::Tensor;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What x is accumulated in.
-inline at::ScalarType wide_type(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+inline at::ScalarType wide_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 // The instruction set PyTorch itself uses (ATEN_CPU_CAPABILITY overrides it).
 inline Level level() {

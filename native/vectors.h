@@ -1,5 +1,5 @@
-// Vectors of VECTOR_BYTES, their loads and stores. Included by kernels_body.h inside the namespace of an instruction set:
-// no include guard on purpose.
+// Vectors of VECTOR_BYTES, their loads and stores. Included by kernels_body.h inside the namespace of an instruction
+// set: no include guard on purpose.
 
 typedef float f32v __attribute__((vector_size(VECTOR_BYTES)));
 typedef double f64v __attribute__((vector_size(VECTOR_BYTES)));
@@ -46,9 +46,7 @@ INLINE f64v load(const double* p) { return load_as<f64v>(p); }
 INLINE i32v load(const int32_t* p) { return load_as<i32v>(p); }
 INLINE i64v load(const int64_t* p) { return load_as<i64v>(p); }
 
-INLINE f32v load(const bfloat16* p) {
-  return (f32v)(__builtin_convertvector(load_as<u16h>(p), u32v) << 16);
-}
+INLINE f32v load(const bfloat16* p) { return (f32v)(__builtin_convertvector(load_as<u16h>(p), u32v) << 16); }
 
 template <class E, class V>
 INLINE void store(E* p, V v) {

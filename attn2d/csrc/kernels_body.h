@@ -117,17 +117,39 @@ void add_weight_grad(const ConvShape& shape, const Acc<T>* const* rows, const Ac
       while (left > 0) {
         int64_t taken = left >= 12 ? 8 : left;  // 12 taps or more: eights first, so that the rest is never tiny
         switch (taken) {
-          case 1: weight_grad_taps<1, A>(shape.columns, step, x, g, to); break;
-          case 2: weight_grad_taps<2, A>(shape.columns, step, x, g, to); break;
-          case 3: weight_grad_taps<3, A>(shape.columns, step, x, g, to); break;
-          case 4: weight_grad_taps<4, A>(shape.columns, step, x, g, to); break;
-          case 5: weight_grad_taps<5, A>(shape.columns, step, x, g, to); break;
-          case 6: weight_grad_taps<6, A>(shape.columns, step, x, g, to); break;
-          case 7: weight_grad_taps<7, A>(shape.columns, step, x, g, to); break;
-          case 8: weight_grad_taps<8, A>(shape.columns, step, x, g, to); break;
-          case 9: weight_grad_taps<9, A>(shape.columns, step, x, g, to); break;
-          case 10: weight_grad_taps<10, A>(shape.columns, step, x, g, to); break;
-          default: weight_grad_taps<11, A>(shape.columns, step, x, g, to); break;
+          case 1:
+            weight_grad_taps<1, A>(shape.columns, step, x, g, to);
+            break;
+          case 2:
+            weight_grad_taps<2, A>(shape.columns, step, x, g, to);
+            break;
+          case 3:
+            weight_grad_taps<3, A>(shape.columns, step, x, g, to);
+            break;
+          case 4:
+            weight_grad_taps<4, A>(shape.columns, step, x, g, to);
+            break;
+          case 5:
+            weight_grad_taps<5, A>(shape.columns, step, x, g, to);
+            break;
+          case 6:
+            weight_grad_taps<6, A>(shape.columns, step, x, g, to);
+            break;
+          case 7:
+            weight_grad_taps<7, A>(shape.columns, step, x, g, to);
+            break;
+          case 8:
+            weight_grad_taps<8, A>(shape.columns, step, x, g, to);
+            break;
+          case 9:
+            weight_grad_taps<9, A>(shape.columns, step, x, g, to);
+            break;
+          case 10:
+            weight_grad_taps<10, A>(shape.columns, step, x, g, to);
+            break;
+          default:
+            weight_grad_taps<11, A>(shape.columns, step, x, g, to);
+            break;
         }
         left -= taken;
         x += taken * step;
@@ -257,8 +279,8 @@ INLINE void dropout_grad_block(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale
 }
 
 template <class T>
-void dropout_grad(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, const T* grad, T* grad_x, T* grad_h,
-                  int64_t begin, int64_t end) {
+void dropout_grad(DropoutMask mask, Acc<T> keep_scale, Acc<T> scale, const T* grad, T* grad_x, T* grad_h, int64_t begin,
+                  int64_t end) {
   int64_t e = begin;
   for (; e + kDropoutBlock <= end; e += kDropoutBlock)
     dropout_grad_block<T>(mask, keep_scale, scale, grad + e, grad_x + e, grad_h + e, e / kDropoutBlock);
@@ -301,7 +323,8 @@ INLINE void max_channels(int64_t columns, int64_t channels, const bool* padding,
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
       V value = lanes >= L ? load(from + g * L) : load_some(from + g * L, lanes);
-      if (gated) value *= sigmoid(lanes >= L ? load(from + channels + g * L) : load_some(from + channels + g * L, lanes));
+      if (gated)
+        value *= sigmoid(lanes >= L ? load(from + channels + g * L) : load_some(from + channels + g * L, lanes));
       // NaN wins over numbers, as in torch.max, and the first NaN stays.
       const I better = first ? ~I{} : ((value > best[g]) | ((value != value) & (best[g] == best[g])));
       best[g] = better ? value : best[g];
@@ -412,8 +435,9 @@ void layer_norm(int64_t channels, double eps, const T* x, const T* weight, const
   const A r = 1 / std::sqrt(variance / (A)channels + (A)eps);
   for (int64_t c = 0; c < whole; c += L) store(out + c, (load(x + c) - m) * r * load(weight + c) + load(bias + c));
   if (rest)
-    store_some(out + whole, (load_some(x + whole, rest) - m) * r * load_some(weight + whole, rest) +
-                                load_some(bias + whole, rest), rest);
+    store_some(out + whole,
+               (load_some(x + whole, rest) - m) * r * load_some(weight + whole, rest) + load_some(bias + whole, rest),
+               rest);
   *mean = m;
   *rstd = r;
 }
@@ -449,7 +473,8 @@ void layer_norm_grad(int64_t channels, const T* x, const T* weight, Acc<T> mean,
   }
   if (rest) {
     const V n = (load_some(x + whole, rest) - mean) * rstd;
-    store_some(grad_x + whole, (load_some(grad + whole, rest) * load_some(weight + whole, rest) - a - n * b) * rstd, rest);
+    store_some(grad_x + whole, (load_some(grad + whole, rest) * load_some(weight + whole, rest) - a - n * b) * rstd,
+               rest);
   }
 }
 
@@ -458,8 +483,8 @@ void layer_norm_grad(int64_t channels, const T* x, const T* weight, Acc<T> mean,
 template <class T>
 const Kernels<T>& table(const T*) {
   static const Kernels<T> entries = {
-      pack_row<T>,  correlate_row<T>, add_weight_grad<T>, dropout<T>,         dropout_grad<T>,
-      max_row<T>,   max_row_grad<T>,  layer_norm<T>,      layer_norm_grad<T>,
+      pack_row<T>, correlate_row<T>, add_weight_grad<T>, dropout<T>,         dropout_grad<T>,
+      max_row<T>,  max_row_grad<T>,  layer_norm<T>,      layer_norm_grad<T>,
   };
   return entries;
 }

@@ -235,11 +235,11 @@ void check_conv(const char* op, const Tensor& grid, int64_t channels, int64_t he
                 int64_t top) {
   TORCH_CHECK(grid.dim() == 4, op, ": the grid must be (B, T, S, C), given ", grid.sizes());
   TORCH_CHECK(grid.size(3) == channels, op, ": the weight has ", channels, " channels, the grid ", grid.size(3));
-  TORCH_CHECK(height >= 1 && width >= 1 && width % 2 == 1,
-              op, ": the kernel must have at least one row and an odd number of columns, given ", height, " x ", width);
+  TORCH_CHECK(height >= 1 && width >= 1 && width % 2 == 1, op,
+              ": the kernel must have at least one row and an odd number of columns, given ", height, " x ", width);
   TORCH_CHECK(dilation >= 1, op, ": dilation must be at least 1, given ", dilation);
-  TORCH_CHECK(dilation <= 1 << 20 && height <= 1 << 12 && width <= 1 << 12,
-              op, ": a kernel of ", height, " x ", width, " at dilation ", dilation, " is out of all proportion");
+  TORCH_CHECK(dilation <= 1 << 20 && height <= 1 << 12 && width <= 1 << 12, op, ": a kernel of ", height, " x ", width,
+              " at dilation ", dilation, " is out of all proportion");
   TORCH_CHECK(top >= 0, op, ": top must not be negative, given ", top);
 }
 
@@ -260,7 +260,8 @@ Tensor causal_depthwise_conv(const Tensor& x, const Tensor& weight, int64_t dila
   const Tensor grid = x.contiguous();
   dispatch(op, x, [&](auto type) {
     using T = decltype(type);
-    correlate<T>(grid, weight, false, dilation, -top, out); });
+    correlate<T>(grid, weight, false, dilation, -top, out);
+  });
   return out;
 }
 
@@ -275,7 +276,8 @@ Tensor causal_depthwise_conv_input_grad(const Tensor& grad, const Tensor& weight
   const Tensor grid = grad.contiguous();
   dispatch(op, grad, [&](auto type) {
     using T = decltype(type);
-    correlate<T>(grid, weight, true, dilation, top - reach, out); });
+    correlate<T>(grid, weight, true, dilation, top - reach, out);
+  });
   return out;
 }
 
@@ -292,7 +294,8 @@ Tensor causal_depthwise_conv_weight_grad(const Tensor& x, const Tensor& grad, in
   const Tensor grid = x.contiguous(), grads = grad.contiguous();
   dispatch(op, x, [&](auto type) {
     using T = decltype(type);
-    weight_grad<T>(grid, grads, dilation, top, out); });
+    weight_grad<T>(grid, grads, dilation, top, out);
+  });
   return out;
 }
 
@@ -306,8 +309,8 @@ struct DropoutNumbers {
 // p is rounded to a multiple of 2^-16, and what is kept is scaled by the exact inverse of the rounded keep rate.
 DropoutNumbers dropout_numbers(const char* op, double p, const Tensor& seed) {
   TORCH_CHECK(p >= 0 && p <= 1, op, ": p must lie in [0, 1], given ", p);
-  TORCH_CHECK(seed.device().is_cpu() && seed.scalar_type() == at::kLong && seed.numel() == 1,
-              op, ": seed must be one int64 on the CPU");
+  TORCH_CHECK(seed.device().is_cpu() && seed.scalar_type() == at::kLong && seed.numel() == 1, op,
+              ": seed must be one int64 on the CPU");
   const auto threshold = static_cast<uint32_t>(std::lround(p * 65536));
   return {{static_cast<uint64_t>(*data<int64_t>(seed)), threshold},
           threshold == 65536 ? 0.0 : 65536.0 / (65536 - threshold)};
@@ -316,9 +319,8 @@ DropoutNumbers dropout_numbers(const char* op, double p, const Tensor& seed) {
 // Runs body(begin, end) over elements in parallel, cut at multiples of the mask's block.
 template <class F>
 void for_elements(int64_t n, const F& body) {
-  at::parallel_for(0, ceil_div(n, kDropoutBlock), 64, [&](int64_t begin, int64_t end) {
-    body(begin * kDropoutBlock, std::min(n, end * kDropoutBlock));
-  });
+  at::parallel_for(0, ceil_div(n, kDropoutBlock), 64,
+                   [&](int64_t begin, int64_t end) { body(begin * kDropoutBlock, std::min(n, end * kDropoutBlock)); });
 }
 
 Tensor dropout(const Tensor& h, double p, const Tensor& seed) {
@@ -327,7 +329,7 @@ Tensor dropout(const Tensor& h, double p, const Tensor& seed) {
   Tensor out = at::empty_like(source);
   dispatch("dropout", h, [&](auto type) {
     using T = decltype(type);
-   
+
     const auto& loops = kernels<T>(level());
     for_elements(source.numel(), [&](int64_t begin, int64_t end) {
       loops.dropout(numbers.mask, numbers.keep_scale, 1, nullptr, data<T>(source), mutable_data<T>(out), begin, end);
@@ -345,7 +347,7 @@ Tensor dropout_residual(const Tensor& x, const Tensor& h, double p, double scale
   Tensor out = at::empty_like(source);
   dispatch(op, h, [&](auto type) {
     using T = decltype(type);
-   
+
     const auto& loops = kernels<T>(level());
     for_elements(source.numel(), [&](int64_t begin, int64_t end) {
       loops.dropout(numbers.mask, numbers.keep_scale, scale, data<T>(base), data<T>(source), mutable_data<T>(out),
@@ -393,7 +395,7 @@ std::tuple<Tensor, Tensor> max_over_source(const Tensor& x, const Tensor& paddin
   Tensor indices = at::empty(values.sizes(), x.options().dtype(at::kLong));
   dispatch(op, x, [&](auto type) {
     using T = decltype(type);
-   
+
     const auto& loops = kernels<T>(level());
     at::parallel_for(0, x.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
@@ -418,19 +420,18 @@ Tensor max_over_source_grad(const Tensor& grad, const Tensor& indices, const Ten
   const Tensor grid = gated ? x.contiguous() : x, mask = padding.contiguous();
   const Tensor grads = grad.contiguous(), places = indices.contiguous();
   const int64_t* place = data<int64_t>(places);
-  TORCH_CHECK_INDEX(std::all_of(place, place + places.numel(), [&](int64_t s) { return s >= 0 && s < columns; }),
-                    op, ": an index is outside the ", columns, " columns");
+  TORCH_CHECK_INDEX(std::all_of(place, place + places.numel(), [&](int64_t s) { return s >= 0 && s < columns; }), op,
+                    ": an index is outside the ", columns, " columns");
   Tensor out = at::empty(x.sizes(), x.options());
   dispatch(op, x, [&](auto type) {
     using T = decltype(type);
-   
+
     const auto& loops = kernels<T>(level());
     at::parallel_for(0, x.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         loops.max_row_grad(columns, channels, gated, data<bool>(mask) + row / rows * columns,
-                           gated ? data<T>(grid) + row * columns * x.size(3) : nullptr,
-                           data<T>(grads) + row * channels, data<int64_t>(places) + row * channels,
-                           mutable_data<T>(out) + row * columns * x.size(3));
+                           gated ? data<T>(grid) + row * columns * x.size(3) : nullptr, data<T>(grads) + row * channels,
+                           data<int64_t>(places) + row * channels, mutable_data<T>(out) + row * columns * x.size(3));
     });
   });
   return out;
@@ -439,13 +440,13 @@ Tensor max_over_source_grad(const Tensor& grad, const Tensor& indices, const Ten
 // ---- layer norm ----------------------------------------------------------------------------------------------------
 
 void check_norm(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& padding) {
-  TORCH_CHECK(x.dim() >= 1 && weight.dim() == 1 && weight.size(0) == x.size(-1) && x.size(-1) > 0,
-              op, ": x ", x.sizes(), " and weight ", weight.sizes(), " must share a last axis of at least one channel");
+  TORCH_CHECK(x.dim() >= 1 && weight.dim() == 1 && weight.size(0) == x.size(-1) && x.size(-1) > 0, op, ": x ",
+              x.sizes(), " and weight ", weight.sizes(), " must share a last axis of at least one channel");
   check_same_type(op, "x", x, "weight", weight);
   if (padding)
-    TORCH_CHECK(padding->scalar_type() == at::kBool && padding->sizes() == x.sizes().slice(0, x.dim() - 1),
-                op, ": the padding mask must be bool of x's shape without channels, given ", padding->scalar_type(),
-                " ", padding->sizes(), " for ", x.sizes());
+    TORCH_CHECK(padding->scalar_type() == at::kBool && padding->sizes() == x.sizes().slice(0, x.dim() - 1), op,
+                ": the padding mask must be bool of x's shape without channels, given ", padding->scalar_type(), " ",
+                padding->sizes(), " for ", x.sizes());
 }
 
 // Padded cells come out as zeros. Returns (out, mean, rstd), the last two of one accumulator a cell.
@@ -586,8 +587,8 @@ std::tuple<Tensor, Tensor, Tensor> residual_conv_step(const Tensor& x, at::Tenso
                     row.size(2) == shape.packed_columns && row.size(3) == kLanes,
                 op, ": row ", r, " is not one that this operator returned for such an x: ", row.sizes());
     for (int64_t b = 0; b < batch; ++b)
-      TORCH_CHECK_INDEX(origin[r * batch + b] >= 0 && origin[r * batch + b] < row.size(0),
-                        op, ": origin ", origin[r * batch + b], " is outside row ", r, " of ", row.size(0));
+      TORCH_CHECK_INDEX(origin[r * batch + b] >= 0 && origin[r * batch + b] < row.size(0), op, ": origin ",
+                        origin[r * batch + b], " is outside row ", r, " of ", row.size(0));
   }
   const Tensor grid = x.contiguous(), mask = padding ? padding->contiguous() : Tensor();
   const Tensor w = norm_weight.contiguous(), bias = norm_bias.contiguous();
@@ -633,20 +634,28 @@ TORCH_LIBRARY(attn2d, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   m.def("causal_depthwise_conv(Tensor x, Tensor weight, int dilation, int top) -> Tensor", tags);
   m.def("causal_depthwise_conv_input_grad(Tensor grad, Tensor weight, int dilation, int top) -> Tensor", tags);
-  m.def("causal_depthwise_conv_weight_grad(Tensor x, Tensor grad, int height, int width, int dilation, int top) -> "
-        "Tensor", tags);
+  m.def(
+      "causal_depthwise_conv_weight_grad(Tensor x, Tensor grad, int height, int width, int dilation, int top) -> "
+      "Tensor",
+      tags);
   m.def("dropout(Tensor h, float p, Tensor seed) -> Tensor", tags);
   m.def("dropout_residual(Tensor x, Tensor h, float p, float scale, Tensor seed) -> Tensor", tags);
   m.def("dropout_residual_grad(Tensor grad, float p, float scale, Tensor seed) -> (Tensor, Tensor)", tags);
   m.def("max_over_source(Tensor x, Tensor padding, bool gated) -> (Tensor, Tensor)", tags);
   m.def("max_over_source_grad(Tensor grad, Tensor indices, Tensor x, Tensor padding, bool gated) -> Tensor", tags);
-  m.def("layer_norm_masked(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? padding) -> "
-        "(Tensor, Tensor, Tensor)", tags);
-  m.def("layer_norm_masked_grad(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? padding) -> "
-        "(Tensor, Tensor, Tensor)", tags);
-  m.def("residual_conv_step(Tensor x, Tensor[] rows, Tensor? origins, Tensor weight, int dilation, float scale, "
-        "Tensor norm_weight, Tensor norm_bias, float eps, Tensor next_weight, Tensor next_bias, float next_eps, "
-        "Tensor? padding) -> (Tensor, Tensor, Tensor)", tags);
+  m.def(
+      "layer_norm_masked(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? padding) -> "
+      "(Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "layer_norm_masked_grad(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? padding) -> "
+      "(Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "residual_conv_step(Tensor x, Tensor[] rows, Tensor? origins, Tensor weight, int dilation, float scale, "
+      "Tensor norm_weight, Tensor norm_bias, float eps, Tensor next_weight, Tensor next_bias, float next_eps, "
+      "Tensor? padding) -> (Tensor, Tensor, Tensor)",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(attn2d, CPU, m) {

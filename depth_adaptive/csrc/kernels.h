@@ -25,7 +25,8 @@ struct Kernels {
 
   // Cross-entropy of one row of `count` logits. likelihood: the target's log-probability; total: the sum of all
   // log-probabilities; right: whether no logit is larger than the target's, nor as large before it. If `gradient`, the
-  // logits become (kept + count * spread) * probability - spread, at the target - kept as well. scratch: memory of count.
+  // logits become (kept + count * spread) * probability - spread, at the target - kept as well. scratch: memory of
+  // count.
   void (*cross_entropy)(int64_t count, int64_t target, A kept, A spread, bool gradient, T* logits, A* scratch,
                         A* likelihood, A* total, bool* right);
 

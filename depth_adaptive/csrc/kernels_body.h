@@ -42,8 +42,7 @@ INLINE void weighted_sum_some(int64_t count, const int64_t* places, const Acc<T>
                               int64_t step, Acc<T> scale, T* out, int64_t channels) {
   Vec<Acc<T>> sums = {};
   for (int64_t t = 0; t < count; ++t)
-    if (places[t] >= 0)
-      sums = multiply_add(spread(weights[t]), load_some(values + places[t] * step, channels), sums);
+    if (places[t] >= 0) sums = multiply_add(spread(weights[t]), load_some(values + places[t] * step, channels), sums);
   store_some(out, sums * scale, channels);
 }
 
@@ -62,8 +61,7 @@ void attend(int64_t heads, int64_t width, int64_t count, const int64_t* places, 
     }
     const T* key = memory + places[t] * step;
     for (int64_t h = 0; h < heads; ++h)
-      scores[h * count + t] =
-          places[t] < 0 ? -(A)INFINITY : dot(width, query + h * width, key + h * width) * scale;
+      scores[h * count + t] = places[t] < 0 ? -(A)INFINITY : dot(width, query + h * width, key + h * width) * scale;
   }
   for (int64_t h = 0; h < heads; ++h) {
     A* row = scores + h * count;

@@ -32,8 +32,8 @@ void check_range(const char* op, const char* name, const Tensor& x, int64_t end,
                       below_zero ? "" : " and at least 0", ", given ", all[i]);
 }
 
-Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places,
-              const std::optional<Tensor>& lists, int64_t heads) {
+Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places, const std::optional<Tensor>& lists,
+              int64_t heads) {
   TORCH_CHECK(queries.dim() == 2 && memory.dim() == 2 && memory.size(1) == 2 * queries.size(1),
               "attend: memory must be (rows, 2D) for queries (A, D), given ", memory.sizes(), " and ", queries.sizes());
   TORCH_CHECK(queries.scalar_type() == memory.scalar_type(), "attend: queries and memory must have one dtype, given ",
@@ -71,8 +71,8 @@ Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places,
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_(Tensor& logits, const Tensor& targets, double kept, double spread,
                                                   bool gradient) {
-  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous(), "cross_entropy_: logits must be contiguous (rows, V), given ",
-              logits.sizes());
+  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous(),
+              "cross_entropy_: logits must be contiguous (rows, V), given ", logits.sizes());
   const int64_t rows = logits.size(0), words = logits.size(1);
   TORCH_CHECK(targets.dim() == 1 && targets.size(0) == rows && targets.scalar_type() == at::kLong,
               "cross_entropy_: targets must be int64 (", rows, "), given ", targets.scalar_type(), " ",
@@ -86,14 +86,14 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_(Tensor& logits, const Tensor& 
     using T = decltype(type);
     using A = native::Acc<T>;
     const auto& loops = kernels<T>(level());
-    at::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, words)),
-                     [&](int64_t begin, int64_t end) {
-      std::vector<A> scratch(words);
-      for (int64_t i = begin; i < end; ++i)
-        loops.cross_entropy(words, data<int64_t>(t)[i], (A)kept, (A)spread, gradient,
-                            mutable_data<T>(logits) + i * words, scratch.data(), mutable_data<A>(likelihood) + i,
-                            mutable_data<A>(total) + i, mutable_data<bool>(right) + i);
-    });
+    at::parallel_for(
+        0, rows, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, words)), [&](int64_t begin, int64_t end) {
+          std::vector<A> scratch(words);
+          for (int64_t i = begin; i < end; ++i)
+            loops.cross_entropy(words, data<int64_t>(t)[i], (A)kept, (A)spread, gradient,
+                                mutable_data<T>(logits) + i * words, scratch.data(), mutable_data<A>(likelihood) + i,
+                                mutable_data<A>(total) + i, mutable_data<bool>(right) + i);
+        });
   });
   return {likelihood, total, right};
 }

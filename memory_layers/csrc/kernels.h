@@ -33,15 +33,15 @@ constexpr int64_t kSlack = 64;
 template <class A>
 struct SelectMemory {
   using I = Int<A>;
-  A* row;         // N
-  A* maxima;      // N
-  A* values;      // max(N, pairs(K)): candidates
-  I* places;      // as values
-  A* sorted;      // as values
-  I* order;       // as values
-  I* ranks;       // as values
-  A* best[2];     // min(K + 1, N): the best of each half
-  I* index[2];    // as best
+  A* row;       // N
+  A* maxima;    // N
+  A* values;    // max(N, pairs(K)): candidates
+  I* places;    // as values
+  A* sorted;    // as values
+  I* order;     // as values
+  I* ranks;     // as values
+  A* best[2];   // min(K + 1, N): the best of each half
+  I* index[2];  // as best
 };
 
 // Row counts and constants of one step of Adam; see rows_adam_ in reference.py.

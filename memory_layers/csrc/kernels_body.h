@@ -289,10 +289,18 @@ bool sort_different(int64_t n, A* values, const Int<A>* places, Int<A>* ranks, A
   IntVec<A> sum = {};
   for (int64_t q = 0; q < whole; q += 4 * L) {
     switch ((whole - q) / L) {
-      case 1: sum += count_greater<1, A>(n, values, values + q, ranks + q); break;
-      case 2: sum += count_greater<2, A>(n, values, values + q, ranks + q); break;
-      case 3: sum += count_greater<3, A>(n, values, values + q, ranks + q); break;
-      default: sum += count_greater<4, A>(n, values, values + q, ranks + q); break;
+      case 1:
+        sum += count_greater<1, A>(n, values, values + q, ranks + q);
+        break;
+      case 2:
+        sum += count_greater<2, A>(n, values, values + q, ranks + q);
+        break;
+      case 3:
+        sum += count_greater<3, A>(n, values, values + q, ranks + q);
+        break;
+      default:
+        sum += count_greater<4, A>(n, values, values + q, ranks + q);
+        break;
     }
   }
   // 0 + ... + n - 1, and n for each of the fillers; a pair of equal values lacks one.
@@ -558,10 +566,18 @@ void sum_rows(int64_t dim, const T* base, RowList list, const Acc<T>* weights, A
       later[r] = row_at(dim, base, list, p + r + ahead);
     }
     switch (taken) {
-      case 1: sum_some<1, T>(dim, rows, later, weights + p, p == 0, sum); break;
-      case 2: sum_some<2, T>(dim, rows, later, weights + p, p == 0, sum); break;
-      case 3: sum_some<3, T>(dim, rows, later, weights + p, p == 0, sum); break;
-      default: sum_some<4, T>(dim, rows, later, weights + p, p == 0, sum); break;
+      case 1:
+        sum_some<1, T>(dim, rows, later, weights + p, p == 0, sum);
+        break;
+      case 2:
+        sum_some<2, T>(dim, rows, later, weights + p, p == 0, sum);
+        break;
+      case 3:
+        sum_some<3, T>(dim, rows, later, weights + p, p == 0, sum);
+        break;
+      default:
+        sum_some<4, T>(dim, rows, later, weights + p, p == 0, sum);
+        break;
     }
     p += taken;
   }
@@ -612,8 +628,7 @@ void add_row(int64_t dim, A weight, const A* row, A* sum) {
   const int64_t whole = dim / L * L, rest = dim - whole;
   const Vec<A> w = spread(weight);
   for (int64_t v = 0; v < whole; v += L) store(sum + v, multiply_add(load(row + v), w, load(sum + v)));
-  if (rest)
-    store_some(sum + whole, multiply_add(load_some(row + whole, rest), w, load_some(sum + whole, rest)), rest);
+  if (rest) store_some(sum + whole, multiply_add(load_some(row + whole, rest), w, load_some(sum + whole, rest)), rest);
 }
 
 template <class T>
@@ -680,8 +695,7 @@ template <class T>
 const Kernels<T>& table(const T*) {
   typedef Acc<T> A;
   static const Kernels<T> entries = {
-      select<A>,  softmax<A>,      sum_rows<T>, dot_rows<T>, add_row<A>,
-      narrow<T>,  squared_norm<A>, adam<T>,
+      select<A>, softmax<A>, sum_rows<T>, dot_rows<T>, add_row<A>, narrow<T>, squared_norm<A>, adam<T>,
   };
   return entries;
 }

@@ -379,8 +379,8 @@ Tensor weighted_bag_weights_backward(const Tensor& grad, const Tensor& values, c
   check_floating(op, "values", values, 2);
   check_floating(op, "grad", grad, 2);
   const int64_t tokens = slots.size(0), dim = values.size(1);
-  TORCH_CHECK(slots.dim() == 2 && slots.scalar_type() == at::kLong && grad.size(0) == tokens && grad.size(1) == dim,
-              op, ": slots must be int64 (tokens, bag) and grad (tokens, ", dim, "), given ", slots.scalar_type(), " ",
+  TORCH_CHECK(slots.dim() == 2 && slots.scalar_type() == at::kLong && grad.size(0) == tokens && grad.size(1) == dim, op,
+              ": slots must be int64 (tokens, bag) and grad (tokens, ", dim, "), given ", slots.scalar_type(), " ",
               slots.sizes(), " and ", grad.sizes());
   const int64_t bag = slots.size(1);
   const Tensor s = slots.contiguous(), rows = values.contiguous(), g = widened(grad, wide_type(values));
@@ -432,7 +432,8 @@ struct Pairs {
     const auto& loops = kernels<A>(level());
     std::vector<A> sum(dim);
     for (int64_t row = begin; row < end; ++row) {
-      loops.sum_rows(dim, data<A>(grad), {data<int64_t>(tokens) + start[row], start[row + 1] - start[row], all - start[row]},
+      loops.sum_rows(dim, data<A>(grad),
+                     {data<int64_t>(tokens) + start[row], start[row + 1] - start[row], all - start[row]},
                      data<A>(weights) + start[row], sum.data());
       body(row, sum.data());
     }
@@ -444,8 +445,8 @@ Pairs by_slot(const char* op, const Tensor& grad, const Tensor& slots, const Ten
               at::ScalarType type) {
   check_floating(op, "grad", grad, 2);
   check_pairs(op, slots, weights);
-  TORCH_CHECK(grad.size(0) == slots.size(0), op, ": grad must be (tokens, dim) of ", slots.size(0),
-              " tokens, given ", grad.sizes());
+  TORCH_CHECK(grad.size(0) == slots.size(0), op, ": grad must be (tokens, dim) of ", slots.size(0), " tokens, given ",
+              grad.sizes());
   const int64_t count = slots.numel(), bag = slots.size(1), limit = int64_t(1) << 32;
   TORCH_CHECK(n_slots < limit && count < limit, op, ": slots and pairs must each be fewer than 2^32, given ", n_slots,
               " and ", count);
@@ -467,8 +468,12 @@ Pairs by_slot(const char* op, const Tensor& grad, const Tensor& slots, const Ten
     for (int64_t i = 0; i < count; ++i) to[places[from[i] >> shift & mask]++] = from[i];
     std::swap(from, to);
   }
-  Pairs pairs{0, at::empty({count}, s.options()), at::empty({count + 1}, s.options()), at::empty({count}, s.options()),
-              at::empty({count}, w.options()), widened(grad, type)};
+  Pairs pairs{0,
+              at::empty({count}, s.options()),
+              at::empty({count + 1}, s.options()),
+              at::empty({count}, s.options()),
+              at::empty({count}, w.options()),
+              widened(grad, type)};
   int64_t *row = mutable_data<int64_t>(pairs.slots), *start = mutable_data<int64_t>(pairs.starts);
   for (int64_t i = 0; i < count; ++i) {
     const auto slot = static_cast<int64_t>(from[i] >> 32);
@@ -500,9 +505,8 @@ std::tuple<Tensor, Tensor> weighted_bag_values_backward(const Tensor& grad, cons
   dispatch_wide(type, [&](auto value) {
     using A = decltype(value);
     at::parallel_for(0, pairs.rows, 16, [&](int64_t begin, int64_t end) {
-      pairs.gradients<A>(begin, end, [&](int64_t row, const A* sum) {
-        std::copy(sum, sum + dim, mutable_data<A>(out) + row * dim);
-      });
+      pairs.gradients<A>(
+          begin, end, [&](int64_t row, const A* sum) { std::copy(sum, sum + dim, mutable_data<A>(out) + row * dim); });
     });
   });
   return {pairs.slots.narrow(0, 0, pairs.rows).clone(), out.to(grad.scalar_type())};
@@ -519,9 +523,8 @@ Tensor rows_squared_norm(const Tensor& grad, const Tensor& slots, const Tensor& 
     at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t first = std::min(chunk * step, pairs.rows), last = std::min(first + step, pairs.rows);
-        pairs.gradients<A>(first, last, [&](int64_t, const A* sum) {
-          sums[chunk] += loops.squared_norm(grad.size(1), sum);
-        });
+        pairs.gradients<A>(first, last,
+                           [&](int64_t, const A* sum) { sums[chunk] += loops.squared_norm(grad.size(1), sum); });
       }
     });
   });
@@ -560,10 +563,14 @@ void rows_adam_(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_a
     using T = decltype(value);
     using A = Acc<T>;
     const AdamStep<A> numbers = {
-        static_cast<A>(scale),     static_cast<A>(1 - lr * weight_decay),
-        static_cast<A>(beta1),     static_cast<A>(beta2),
-        static_cast<A>(1 - beta1), static_cast<A>(1 - beta2),
-        static_cast<A>(eps),       static_cast<A>(lr * std::sqrt(1 - std::pow(beta2, step)) / (1 - std::pow(beta1, step))),
+        static_cast<A>(scale),
+        static_cast<A>(1 - lr * weight_decay),
+        static_cast<A>(beta1),
+        static_cast<A>(beta2),
+        static_cast<A>(1 - beta1),
+        static_cast<A>(1 - beta2),
+        static_cast<A>(eps),
+        static_cast<A>(lr * std::sqrt(1 - std::pow(beta2, step)) / (1 - std::pow(beta1, step))),
     };
     const auto& loops = kernels<T>(level());
     const int64_t* slot = data<int64_t>(pairs.slots);

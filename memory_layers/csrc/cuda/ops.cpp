@@ -151,12 +151,11 @@ Tensor product_key_select_backward(const Tensor& grad, const Tensor& slots, int6
 }
 
 void check_keys(const char* op, const Tensor& queries, const Tensor& sub_keys) {
-  TORCH_CHECK(queries.dim() == 3 && sub_keys.dim() == 4 && queries.size(2) % 2 == 0 &&
-                  sub_keys.size(0) == queries.size(1) && sub_keys.size(1) == 2 &&
-                  2 * sub_keys.size(3) == queries.size(2),
-              op,
-              ": queries must be (tokens, heads, key_dim) with key_dim even, sub_keys (heads, 2, n, key_dim/2), given ",
-              queries.sizes(), " and ", sub_keys.sizes());
+  TORCH_CHECK(
+      queries.dim() == 3 && sub_keys.dim() == 4 && queries.size(2) % 2 == 0 && sub_keys.size(0) == queries.size(1) &&
+          sub_keys.size(1) == 2 && 2 * sub_keys.size(3) == queries.size(2),
+      op, ": queries must be (tokens, heads, key_dim) with key_dim even, sub_keys (heads, 2, n, key_dim/2), given ",
+      queries.sizes(), " and ", sub_keys.sizes());
   check_device(op, queries, sub_keys);
 }
 
@@ -189,9 +188,9 @@ std::tuple<Tensor, Tensor> product_key_topk_backward(const Tensor& grad, const T
   const c10::cuda::CUDAGuard guard(queries.device());
   const at::ScalarType dtype = accumulation(grad, queries, sub_keys);
   const Tensor half_grad = product_key_select_backward(grad.to(dtype), slots, sub_keys.size(2));
-  const Tensor rows = half_grad.flatten(1, 2).transpose(0, 1);  // (2H, T, N)
+  const Tensor rows = half_grad.flatten(1, 2).transpose(0, 1);                                     // (2H, T, N)
   const Tensor grad_queries = at::matmul(rows, sub_keys.to(dtype).flatten(0, 1)).transpose(0, 1);  // (T, 2H, D/2)
-  const Tensor grad_keys = at::matmul(rows.transpose(1, 2), query_halves(queries, dtype));          // (2H, N, D/2)
+  const Tensor grad_keys = at::matmul(rows.transpose(1, 2), query_halves(queries, dtype));         // (2H, N, D/2)
   return {grad_queries.reshape(queries.sizes()).to(queries.scalar_type()),
           grad_keys.reshape(sub_keys.sizes()).to(sub_keys.scalar_type())};
 }
@@ -282,8 +281,14 @@ class Factors {
 
   template <class A>
   SortedPairs<A> pairs() const {
-    return {data<int64_t>(slots_), data<int32_t>(positions_), data<A>(weights_), data<A>(grad_), slots_.numel(),
-            n_slots_, static_cast<int>(slots_.size(1)), static_cast<int>(grad_.size(1))};
+    return {data<int64_t>(slots_),
+            data<int32_t>(positions_),
+            data<A>(weights_),
+            data<A>(grad_),
+            slots_.numel(),
+            n_slots_,
+            static_cast<int>(slots_.size(1)),
+            static_cast<int>(grad_.size(1))};
   }
   Tensor sorted_slots() const { return slots_.flatten(); }
 

@@ -285,8 +285,7 @@ __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
     __syncwarp();
 
     // Keep what is surely right, and write slots in place of the candidates' numbers.
-    const bool unsure =
-        found.next >= found.last || beyond >= found.last || (opposite && found.last == kNegInf<S>);
+    const bool unsure = found.next >= found.last || beyond >= found.last || (opposite && found.last == kNegInf<S>);
     const int begin = taken;
     for (int base = begin; base < k; base += kWarp) {
       const int e = base + lane;

@@ -62,7 +62,7 @@ enum class State { ready, at_warp, at_block, done };
 
 struct Thread {
   dim3 index;
-  int number, warp;              // in the block
+  int number, warp;                  // in the block
   unsigned warp_epoch, block_epoch;  // barriers passed
   State state;
   std::string waits_at;
@@ -83,7 +83,8 @@ class Device {
 
   void run(dim3 grid, dim3 threads, int shared_bytes, const std::function<void()>& kernel) {
     const int count = threads.x * threads.y * threads.z;
-    if (count == 0 || count % kLanes != 0 || count > 1024) throw Fault("blocks must be whole warps, up to 1024 threads");
+    if (count == 0 || count % kLanes != 0 || count > 1024)
+      throw Fault("blocks must be whole warps, up to 1024 threads");
     if (shared_bytes > 48 << 10) throw Fault("more than 48 KiB of shared memory");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535) throw Fault("grid out of range");
     block_size = threads;
