@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import binarise, write_toy_text
 from omegaconf import OmegaConf
 
 from fairseq_compat import data, errors
+from tests.conftest import binarise, write_toy_text
 from tests.support.command_lines import TINY, run
 from thoth_core.errors import UserError
 

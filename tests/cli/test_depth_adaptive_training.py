@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_depth_cli import COMMON, generate, translations
-from test_host_resuming import assert_same_training
 
+from tests.cli.test_compat_resuming import assert_same_training
+from tests.cli.test_depth_adaptive import COMMON, generate, translations
 from tests.support.command_lines import Command, run, start_processes
 
 UPDATES = 9  # the seventh, an epoch's last, has a single batch: one of two processes gets none

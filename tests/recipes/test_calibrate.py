@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_depth_model import noted_exits
 
 from depth_adaptive import calibration
 from fairseq_compat import checkpoints
@@ -23,6 +22,7 @@ from recipes.evaluation import translator as decoding
 from recipes.storage import provenance
 from recipes.storage.provenance import ROOT
 from tests.support.recipe_runs import paper_corpus, recipe
+from tests.unit.depth_adaptive.test_model import noted_exits
 from thoth_core.errors import UserError
 
 SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_train_recipe import assert_same_training
 
 from fairseq_compat import checkpoints
 from recipes.cli import train
 from recipes.config import schema
 from recipes.training import fairseq_config
 from recipes.training.run import Run
+from tests.recipes.test_train import assert_same_training
 from tests.support import command_lines
 from tests.support.recipe_runs import recipe
 

@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_train_recipe import assert_same_training
 
 from recipes.cli import train
 from recipes.training import launcher
 from recipes.training.run import Run
+from tests.recipes.test_train import assert_same_training
 from tests.support.recipe_runs import ROOT, recipe, recipe_environment
 from thoth_core.errors import UserError
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from fairseq.logging import metrics
-from test_depth_model import GOLD, LAYERS, TARGET, beam, built, exact_softmax, run, sentences, task, variants  # noqa: F401
 
 from depth_adaptive.config import DepthOptions, build_policy
 from depth_adaptive.criterion import DepthAdaptiveCriterion
@@ -15,6 +14,18 @@ from depth_adaptive.halting import HALTINGS
 from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
 from tests.support import depth_reference as reference
+from tests.unit.depth_adaptive.test_model import (  # noqa: F401
+    GOLD,
+    LAYERS,
+    TARGET,
+    beam,
+    built,
+    exact_softmax,
+    run,
+    sentences,
+    task,
+    variants,
+)
 from thoth_core.errors import UserError
 
 SOURCE = sentences(5, 9, 3, left=True)  # as the host pads it

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
-from test_depth_cli import generate, train, translations
-from test_depth_model import EMBEDDED, LAYERS, arguments, built, exact_softmax, run, task  # noqa: F401
 
 from depth_adaptive import halting
 from depth_adaptive.cut import cut
+from tests.cli.test_depth_adaptive import generate, train, translations
 from tests.support.command_lines import TINY as TINY_RUN
 from tests.support.command_lines import run as run_command
+from tests.unit.depth_adaptive.test_model import EMBEDDED, LAYERS, arguments, built, exact_softmax, run, task  # noqa: F401
 
 PRE = dict(decoder_normalize_before=True)
 SEPARATE = dict(exit_projections="separate")

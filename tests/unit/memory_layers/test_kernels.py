@@ -359,7 +359,7 @@ def test_threads_do_not_change_a_bit(threads, dtype):
 
 OF_A_LEVEL = """
 import sys, torch
-from tests.test_memory_kernels import DTYPES, every_operator
+from tests.unit.memory_layers.test_kernels import DTYPES, every_operator
 from tests.support.memory_brute_force import KINDS, hard_rows
 selections = [
     torch.ops.memory_layers.product_key_select(hard_rows(kind, (5, 2, 2, n), torch.Generator().manual_seed(n)), 12)
