@@ -1,26 +1,28 @@
-"""What the benchmarks share: paired timing, peak memory, the closing JSON line."""
+"""Paired timing, peak memory and the closing JSON line of all benchmarks."""
 
 import json
+import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-
-from recipes.training.measurement import peak_bytes
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass
 class Timing:
-    """Seconds of repeated runs of one thing."""
+    """Seconds that the runs of one function took."""
 
     seconds: list[float]
 
     @property
     def median(self) -> float:
-        """The middle run, in seconds."""
+        """The median run, in seconds."""
         return statistics.median(self.seconds)
 
     def __str__(self) -> str:
@@ -29,7 +31,7 @@ class Timing:
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time the functions in turn (A B C A B C ...), so that a drift of the machine's speed meets all alike."""
+    """Time the functions in turn (A B C A B C ...), so that a drift of the machine's speed affects all alike."""
     for _ in range(warmup):
         for function in functions.values():
             function()
@@ -43,17 +45,46 @@ def time_in_turn(functions: dict[str, Callable[[], object]], *, rounds: int, war
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times faster: the median over the rounds of slow/fast, pair by pair."""
+    """The speedup of `fast` over `slow`: the median over the rounds of slow/fast, pair by pair."""
     return statistics.median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
 
 
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most bytes that tensors created during the call occupy at one time, according to PyTorch's CPU allocator.
+
+    Tensors allocated before the call do not count, nor does memory that the C library keeps beyond what is in use.
+    """
+    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    current = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what the profiler's C++ code writes to standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def peak_tensor_mb(function: Callable[[], object]) -> float:
-    """`recipes.forecast.peak_bytes` in MB."""
+    """`peak_bytes` in units of 2^20 bytes."""
     return peak_bytes(function) / 2**20
 
 
 def machine() -> str:
-    """One line on what the figures were taken on."""
+    """One line that describes the machine and the software."""
     return (
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
         f"PyTorch {torch.__version__}, Python {platform.python_version()}"
