@@ -15,6 +15,7 @@ from fairseq_compat import errors
 from recipes.cli.arguments import Parser
 from recipes.config import schema
 from recipes.config.schema import plugin_folder
+from recipes.config.search import search_options
 from recipes.console import messages
 from recipes.data.prepared_corpus import Corpus, open_corpus
 from recipes.evaluation import beam_tuning
@@ -330,13 +331,12 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
     corpus.verify(*files_of(corpus, arguments.split))
     try:
         from recipes.evaluation import evaluator
-        from recipes.evaluation import translator as decoding
     except ModuleNotFoundError as error:
         raise UserError(
             f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
             "or name another Python with the variable PYTHON"
         ) from None
-    search = decoding.checked(
+    search = search_options(
         fairseq_options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
     )
     for option in ("beam", "lenpen", "max_tokens"):

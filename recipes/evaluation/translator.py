@@ -22,47 +22,7 @@ from recipes.tokenization import subwords
 from recipes.tokenization.subwords import Subwords
 from thoth_core.errors import UserError
 
-# Options of a model file's `generate` block and their defaults. Lengths are in pieces, max-tokens in source
-# pieces a batch.
-GENERATE: dict[str, Any] = {
-    "beam": 5,
-    "lenpen": 1.0,
-    "unkpen": 0.0,
-    "min-len": 1,
-    "max-len-a": 0.0,
-    "max-len-b": 200,
-    "no-repeat-ngram-size": 0,
-    "max-tokens": 2000,
-}
 _INVENTED = re.compile(r"madeupword\d{4}")
-_RANGES = {
-    "beam": (1, 1000),
-    "lenpen": (-100, 100),
-    "unkpen": (-1e9, 1e9),
-    "min-len": (0, 10_000),
-    "max-len-a": (0, 100),
-    "max-len-b": (1, 100_000),
-    "no-repeat-ngram-size": (0, 100),
-    "max-tokens": (1, 10**9),
-}
-
-
-def checked(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """GENERATE with the values of `given`, of the default's type and in range; else a UserError."""
-    result = dict(GENERATE)
-    for name, value in given.items():
-        if name not in GENERATE:
-            raise UserError(f"{where}: unknown option {name}; valid ones: {', '.join(GENERATE)}")
-        kind, (low, high) = type(GENERATE[name]), _RANGES[name]
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if isinstance(value, bool) or number is None or not low <= number <= high or float(number) != float(value):
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{where}: {name} must be {what} from {low:g} to {high:g}, but is {value}")
-        result[name] = number
-    return result
 
 
 def read_lines(path: Path) -> list[str]:
@@ -173,7 +133,7 @@ class Translator:
     def translate(
         self, sentences: Sequence[str], options: Mapping[str, Any], *, progress: Any = None
     ) -> tuple[list[Translation], Statistics]:
-        """Translations in the order of `sentences`, by beam search with `options` (see GENERATE).
+        """Translations in the order of `sentences`, by beam search with `options` (see `recipes.config.search`).
 
         `progress.update(n)` is called with the sentences done. An empty sentence has an empty translation.
         How sentences fall into batches has no part in the result: the longest translation allowed is one

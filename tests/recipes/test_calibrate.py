@@ -16,6 +16,7 @@ import torch
 from depth_adaptive import calibration
 from fairseq_compat import checkpoints
 from recipes.cli import calibrate, evaluate
+from recipes.config.search import search_options
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import evaluator, exit_calibration
 from recipes.evaluation import translator as decoding
@@ -25,7 +26,7 @@ from tests.support.recipe_runs import paper_corpus, recipe
 from tests.unit.depth_adaptive.test_model import noted_exits
 from thoth_core.errors import UserError
 
-SEARCH = decoding.checked({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
+SEARCH = search_options({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
 TRIED = (0.8, 0.4, 0.2)
 
 

@@ -14,6 +14,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_compat import checkpoints
 from recipes.cli import evaluate
+from recipes.config.search import DEFAULTS, search_options
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import evaluator
 from recipes.evaluation import translator as decoding
@@ -360,15 +361,15 @@ def test_unreadable_search_options_name_the_model_file() -> None:
         ({"beam": True}, "beam must be"),
     ):
         with pytest.raises(UserError, match=f"some.yaml: .*{words}|some.yaml: {words}"):
-            decoding.checked(given, "some.yaml")
-    assert decoding.checked({"beam": "3", "lenpen": 1}, "x") == decoding.GENERATE | {"beam": 3, "lenpen": 1.0}
+            search_options(given, "some.yaml")
+    assert search_options({"beam": "3", "lenpen": 1}, "x") == DEFAULTS | {"beam": 3, "lenpen": 1.0}
 
 
 # --- decoding ---------------------------------------------------------------------------------
 
 
 def options(**given: Any) -> dict[str, Any]:
-    return decoding.checked({name.replace("_", "-"): value for name, value in given.items()}, "options")
+    return search_options({name.replace("_", "-"): value for name, value in given.items()}, "options")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 100])

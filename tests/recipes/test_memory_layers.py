@@ -11,6 +11,7 @@ import sentencepiece
 import torch
 
 from fairseq_compat import checkpoints
+from recipes.config.search import DEFAULTS
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import model_loading
 from recipes.evaluation import translator as decoding
@@ -53,7 +54,7 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
         device="cpu",
     )
     sentences = [*decoding.read_lines(data / "toy/text/test.de"), ""]
-    translations, _ = translator.translate(sentences, {**decoding.GENERATE, "beam": 2, "max-len-b": 12})
+    translations, _ = translator.translate(sentences, {**DEFAULTS, "beam": 2, "max-len-b": 12})
     tokens = sum(len(translation.tokens) for translation in translations)
     alone = translator.slot_usage(sentences, translations, 1)["d1"].weights
     together = translator.slot_usage(sentences, translations, 10_000)["d1"].weights
@@ -66,7 +67,7 @@ def test_a_model_without_memories_has_no_usage(finished: Path, data: Path) -> No
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = open_corpus("toy", data)
     translator = decoding.load_translator(checkpoints.load(path), path=path, corpus=corpus, user_dir=None, device="cpu")
-    translations, _ = translator.translate(["ba"], {**decoding.GENERATE, "beam": 1})
+    translations, _ = translator.translate(["ba"], {**DEFAULTS, "beam": 1})
     assert translator.slot_usage(["ba"], translations, 100) == {}
 
 

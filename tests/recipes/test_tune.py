@@ -12,6 +12,7 @@ import torch
 
 from fairseq_compat import checkpoints
 from recipes.cli import evaluate, tune
+from recipes.config.search import search_options
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import translator as decoding
 from recipes.metrics import systems as comparing
@@ -78,7 +79,7 @@ def tuned(data: Path, folder: Path, mini: Path, *more: object) -> int:
 def test_an_ensemble_takes_the_mean_of_probabilities(finished: Path, data: Path, sources: list[str]) -> None:
     """With beam 1 against a plain loop over both models, without incremental states; and neither model alone."""
     ensemble = translator_of(finished, data, 1, 2)
-    search = decoding.checked({"beam": 1, "max-len-b": 12}, "options")
+    search = search_options({"beam": 1, "max-len-b": 12}, "options")
     found, _ = ensemble.translate(sources[:8], search)
     dictionary = ensemble.task.target_dictionary
     banned = [dictionary.pad()]
@@ -153,7 +154,7 @@ def test_one_search_serves_every_length_penalty(beam: int, finished: Path, data:
     bonus = torch.zeros(len(translator.task.target_dictionary))
     bonus[translator.task.target_dictionary.eos()] = 4.0  # else every hypothesis is of the greatest length allowed
     translator.model.decoder.output_projection.register_forward_hook(lambda *given: given[2] + bonus)
-    search = decoding.checked({"beam": beam, "max-len-b": 12}, "options")
+    search = search_options({"beam": beam, "max-len-b": 12}, "options")
     candidates = translator.candidates([*sources, " "], search)
     seen = set()
     for lenpen in LENPENS:
