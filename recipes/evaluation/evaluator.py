@@ -1,6 +1,5 @@
 """What an evaluation measures: a translator by its translations, a language model by its perplexity."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from tqdm import tqdm
 from recipes.data.prepared_corpus import Corpus
 from recipes.evaluation import model_loading, perplexity
 from recipes.evaluation import translator as decoding
-from recipes.metrics import quality, sentences
+from recipes.metrics import decoding_traces, quality, sentences
+from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.sentences import Sentence
 from recipes.reporting import plots
 
@@ -104,8 +104,8 @@ def translate(
         if exits is not None:
             pairs = zip(translations, exits, strict=True)
             write_lines(
-                folder / "exits.jsonl",
-                [json.dumps({"pieces": [*t.pieces, "</s>"], "exits": e}, ensure_ascii=False) for t, e in pairs],
+                folder / decoding_traces.EXITS_FILE,
+                [SentenceExits(tokens=[*t.pieces, "</s>"], exits=e).line() for t, e in pairs],
             )
         draw_alignments(folder, translator, sources, translations, count)
         if exits is not None and count:
@@ -206,10 +206,10 @@ def draw_alignments(
         path = folder / f"alignment-{len(lines) + 1}.png"
         plots.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
         weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
-        told = {"number": index + 1, "source": found.source, "target": found.target, "weights": weights}
-        lines.append(json.dumps(told, ensure_ascii=False))
+        trace = SentenceAlignment(number=index + 1, source=found.source, target=found.target, weights=weights)
+        lines.append(trace.line())
     if lines:
-        write_lines(folder / "alignments.jsonl", lines)
+        write_lines(folder / decoding_traces.ALIGNMENTS_FILE, lines)
     elif count:
         print("note: no alignment pictures: this model does not say what it looked at")
 

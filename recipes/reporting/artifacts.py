@@ -1,10 +1,9 @@
 """What a report shows of an evaluation beside its scores and sentences: curves, exits, alignments, slots."""
 
 import base64
-import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any
 
 from recipes.config import schema
 from recipes.config.schema import Value
+from recipes.metrics import decoding_traces
+from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.systems import System
 from recipes.reporting import plots
 from recipes.training.run import Run
 from thoth_core.errors import UserError
 
-AGAIN = "evaluate anew (recipes/evaluate.sh)"
+AGAIN = "evaluate again (recipes/evaluate.sh)"
 # Figures of scores.json that a report needs, and those it shows where there are any.
 FIGURES: dict[str, Any] = {
     **dict.fromkeys(("beam", "lenpen", "parameters", "seconds", "tokens_per_second", "threads"), Value(float)),
@@ -40,8 +41,8 @@ class Shown:
     label: str
     train: list[dict[str, Any]]  # records of progress.jsonl
     valid: list[dict[str, Any]]
-    exits: list[dict[str, Any]] | None  # of every sentence: pieces, exits from 1
-    alignments: list[dict[str, Any]]  # number, source, target, weights
+    exits: list[SentenceExits] | None  # of every sentence
+    alignments: list[SentenceAlignment]
     slots: dict[str, str]  # pictures by layer, as data: URLs
 
     @property
@@ -62,7 +63,7 @@ def read(system: System, label: str) -> Shown:
     """All that there is beside an evaluation's scores; a UserError for what is damaged."""
     check_figures(system)
     train, valid = curves(system)
-    return Shown(system, label, train, valid, exits(system), alignments(system), slots(system))
+    return Shown(system, label, train, valid, read_exits(system), read_alignments(system), read_slots(system))
 
 
 def is_number(value: object) -> bool:
@@ -94,77 +95,37 @@ def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     for record in (*train, *valid):
         for name in ("updates", "loss", "nll_loss", "seconds"):
             if record.get(name) is not None and not is_number(record[name]):
-                raise UserError(f"{run.progress_path}: {name} must be a number, but is {record[name]!r}; train anew")
+                raise UserError(f"{run.progress_path}: {name} must be a number, but is {record[name]!r}; train again")
     return train, valid
 
 
-def lines(path: Path, sound: Callable[[Any], bool]) -> list[dict[str, Any]] | None:
-    """The objects of a file of JSON lines, each of them `sound`; None without the file. Raises a UserError."""
-    try:
-        given = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}; {AGAIN}") from None
-    found = []
-    for place, line in enumerate(given):
-        try:
-            told = json.loads(line)
-            good = isinstance(told, dict) and sound(told)
-        except (ValueError, RecursionError):
-            good = False
-        if not good:
-            raise UserError(f"{path}: line {place + 1} is damaged; {AGAIN}")
-        found.append(told)
-    return found
-
-
-def exits(system: System) -> list[dict[str, Any]] | None:
-    """Sub-words and exits of every sentence; None for a model without exits."""
+def read_exits(system: System) -> list[SentenceExits] | None:
+    """The exits of every sentence; None for a model without exits."""
     if "exits" not in system.scores:
         return None
-    blocks, path = system.scores["exits"]["blocks"], system.folder / "exits.jsonl"
-
-    def sound(told: Any) -> bool:
-        pieces, chosen = told.get("pieces"), told.get("exits")
-        return (
-            texts(pieces)
-            and isinstance(chosen, list)
-            and len(chosen) == len(pieces)
-            and all(isinstance(exit, int) and 1 <= exit <= blocks for exit in chosen)
-        )
-
-    found = lines(path, sound)
-    if found is None:
-        raise UserError(f"{path}: missing; {AGAIN}")
-    if len(found) != len(system.sentences):
-        raise UserError(f"{path}: {len(found):,} sentences, but scores.json is of {len(system.sentences):,}; {AGAIN}")
-    return found
+    path, blocks = system.folder / decoding_traces.EXITS_FILE, system.scores["exits"]["blocks"]
+    sentences = SentenceExits.read_lines(path, remedy=AGAIN)
+    if len(sentences) != len(system.sentences):
+        raise UserError(f"{path}: {len(sentences):,} sentences, but scores.json has {len(system.sentences):,}; {AGAIN}")
+    for number, sentence in enumerate(sentences, 1):
+        if max(sentence.exits, default=1) > blocks:
+            raise UserError(
+                f"{path}: line {number}: exit {max(sentence.exits)} of a decoder with {blocks} blocks; {AGAIN}"
+            )
+    return sentences
 
 
-def alignments(system: System) -> list[dict[str, Any]]:
-    """What was looked at in some sentences; empty if the model did not say."""
-
-    def sound(told: Any) -> bool:
-        source, target, weights, number = (told.get(name) for name in ("source", "target", "weights", "number"))
-        return (
-            texts(source)
-            and texts(target)
-            and isinstance(number, int)
-            and 1 <= number <= len(system.sentences)
-            and isinstance(weights, list)
-            and len(weights) == len(target)
-            and all(isinstance(row, list) and len(row) == len(source) and all(map(is_number, row)) for row in weights)
-        )
-
-    return lines(system.folder / "alignments.jsonl", sound) or []
+def read_alignments(system: System) -> list[SentenceAlignment]:
+    """The alignments of some sentences; empty if the model reports none."""
+    path = system.folder / decoding_traces.ALIGNMENTS_FILE
+    alignments = SentenceAlignment.read_lines(path, remedy=AGAIN) if path.exists() else []
+    for line, alignment in enumerate(alignments, 1):
+        if alignment.number > len(system.sentences):
+            raise UserError(f"{path}: line {line}: sentence {alignment.number:,} of {len(system.sentences):,}; {AGAIN}")
+    return alignments
 
 
-def texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
-
-
-def slots(system: System) -> dict[str, str]:
+def read_slots(system: System) -> dict[str, str]:
     """The picture of each memory's slots."""
     found = {}
     for layer in system.scores.get("slot_usage", {}):

@@ -283,7 +283,7 @@ def exits_section(systems: Sequence[Shown], order: Sequence[int]) -> str:
         for name, system in chosen:
             assert system.exits is not None
             told = system.exits[index]
-            found.append(f"<dt>{name}</dt><dd>{coloured(system, told['pieces'], told['exits'])}</dd>")
+            found.append(f"<dt>{name}</dt><dd>{coloured(system, told.tokens, told.exits)}</dd>")
         found.append("</dl>")
     return "\n".join(found)
 
@@ -304,7 +304,7 @@ def alignments_section(systems: Sequence[Shown]) -> str:
     found = []
     for name, system in zip(names(systems), systems, strict=True):
         maps = [
-            markup.heat_map(f"Sentence {told['number']}", told["source"], told["target"], told["weights"])
+            markup.heat_map(f"Sentence {told.number}", told.source, told.target, told.weights)
             for told in system.alignments
         ]
         if maps:

@@ -25,20 +25,44 @@ class Record(BaseModel):
             UserError: the file is missing, cannot be read or breaks the schema. The message names the file, the first
                 wrong field and `remedy`.
         """
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing; {remedy}") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; {remedy}") from None
+        content = _content(path, remedy)
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
             raise UserError(f"{path}: {first_problem(error)}; {remedy}") from None
 
+    @classmethod
+    def read_lines(cls, path: Path, *, remedy: str) -> list[Self]:
+        """The records in the file `path`, which holds one JSON object a line.
+
+        Raises:
+            UserError: as `read`; the message names the line too.
+        """
+        records = []
+        content = _content(path, remedy)
+        for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
+            try:
+                records.append(cls.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f"{path}: line {number}: {first_problem(error)}; {remedy}") from None
+        return records
+
+    def line(self) -> str:
+        """The record as one line of JSON, without the end of line."""
+        return self.model_dump_json(by_alias=True)
+
     def write(self, path: Path) -> None:
         """Write the record to `path` as indented JSON, atomically."""
         disk.write_atomically(path, self.model_dump_json(indent=2) + "\n")
+
+
+def _content(path: Path, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {remedy}") from None
 
 
 def first_problem(error: ValidationError) -> str:
@@ -51,5 +75,6 @@ def first_problem(error: ValidationError) -> str:
         return f"field {field} is missing"
     if first["type"] == "extra_forbidden":
         return f"unknown field {field}"
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"field {field}: {message}" if field else message

@@ -592,9 +592,16 @@ WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
         DEPTH, lambda run: changed(run, exits={**EXITS, "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]
     ),
     "no exits": (DEPTH, lambda run: (run / "evaluation/exits.jsonl").unlink(), ["exits.jsonl: missing"]),
-    "an exit too deep": (DEPTH, replaced("exits.jsonl", 1, DEEP), ["exits.jsonl: line 2 is damaged"]),
+    "an exit too deep": (DEPTH, replaced("exits.jsonl", 1, DEEP), ["line 2: exit 4 of a decoder with 3 blocks"]),
     "exits cut short": (DEPTH, lambda run: lines_of(run, "exits.jsonl", lambda lines: lines[:-1]), ["39 sentences"]),
-    "alignment cut short": (PLAIN, replaced("alignments.jsonl", 0, '{"number": 3, "sou'), ["line 1 is damaged"]),
+    "alignment cut short": (PLAIN, replaced("alignments.jsonl", 0, '{"number": 3, "sou'), ["line 1: not JSON"]),
+    "alignment of other words": (
+        PLAIN, replaced("alignments.jsonl", 0, '{"number": 3, "source": ["a"], "target": ["b"], "weights": [[1, 0]]}'),
+        ["alignments.jsonl: line 1: ", "1 rows of 1"],
+    ),
+    "exits of other tokens": (
+        DEPTH, replaced("exits.jsonl", 1, '{"pieces": ["a"], "exits": [1, 2]}'), ["line 2: ", "2 exits for 1 tokens"]
+    ),
     "no picture": (MEMORY, lambda run: (run / "evaluation/slots-d2.png").unlink(), ["slots-d2.png: missing"]),
     "half a picture": (
         MEMORY, lambda run: (run / "evaluation/slots-d2.png").write_bytes(png()[:-20]), ["slots-d2.png: damaged"]
