@@ -439,9 +439,9 @@ def seconds_until(run: Run, updates: int | None) -> float | None:
 
 def draw_training(folder: Path, run: Run) -> None:
     """training.png, if the training left records."""
-    from recipes.reporting import plots
+    from recipes.reporting.plots.training import plot_training
 
-    plots.training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
+    plot_training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
 
 
 def main() -> int:

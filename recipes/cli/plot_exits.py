@@ -125,7 +125,7 @@ def table(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from recipes.reporting import plots
+    from recipes.reporting.plots.exits import plot_exit_curve
 
     systems = [read(given) for given in arguments.evaluations]
     check_comparable(systems)
@@ -141,9 +141,8 @@ def compare(arguments: argparse.Namespace) -> int:
         raise UserError(f"{output}: {error.strerror}; give another folder with --output") from None
     with disk.disk_errors(output), tempfile.TemporaryDirectory(dir=output, prefix=".exits.") as building:
         picture = Path(building, "exits.png")
-        plots.exit_curve(
-            [(line["series"], line["mean"], line["bleu"]) for line in lines], picture, comparing.what(systems[0])
-        )
+        points = [(line["series"], line["mean"], line["bleu"]) for line in lines]
+        plot_exit_curve(points, picture, comparing.what(systems[0]), dashed=WITHOUT_EXITS)
         os.replace(picture, output / "exits.png")
     text = table(lines, scores)
     disk.write_atomically(output / "exits.md", text)

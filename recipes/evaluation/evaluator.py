@@ -13,7 +13,9 @@ from recipes.evaluation import translator as decoding
 from recipes.metrics import decoding_traces, quality, sentences
 from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.sentences import Sentence
-from recipes.reporting import plots
+from recipes.reporting.plots.alignment import plot_alignment
+from recipes.reporting.plots.exits import plot_exits
+from recipes.reporting.plots.slots import plot_slots
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def translate(
             chosen = chosen_for_pictures(sources, hypotheses, count)
             shown = [([*translator.target.marked(translations[i].pieces), "</s>"], exits[i]) for i in chosen]
             blocks = translator.model.decoder.num_layers
-            plots.exits(shown, blocks, folder / "exits.png", "where each sub-word left the decoder")
+            plot_exits(shown, blocks, folder / "exits.png", "exit of each token from the decoder")
 
     return Found(scores, usages, quality.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
 
@@ -204,7 +206,7 @@ def draw_alignments(
         if found is None:
             continue
         path = folder / f"alignment-{len(lines) + 1}.png"
-        plots.alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
+        plot_alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
         weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
         trace = SentenceAlignment(number=index + 1, source=found.source, target=found.target, weights=weights)
         lines.append(trace.line())
@@ -217,4 +219,4 @@ def draw_alignments(
 def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
     """slots-d2.png for the memory of decoder layer 2, and so on."""
     for layer, usage in usages.items():
-        plots.slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
+        plot_slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")

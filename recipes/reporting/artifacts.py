@@ -14,7 +14,7 @@ from recipes.config.schema import Value
 from recipes.metrics import decoding_traces
 from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.systems import System
-from recipes.reporting import plots
+from recipes.reporting import training_records
 from recipes.training.run import Run
 from thoth_core.errors import UserError
 
@@ -91,7 +91,7 @@ def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     run = Run(system.folder.resolve().parent)
     if not run.record_path.is_file() or run.folder.name != system.scores["model"]:
         return [], []
-    train, valid = plots.curves(run.progress())
+    train, valid = training_records.with_losses(run.progress())
     for record in (*train, *valid):
         for name in ("updates", "loss", "nll_loss", "seconds"):
             if record.get(name) is not None and not is_number(record[name]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.metrics import quality
 from recipes.metrics import systems as comparing
-from recipes.reporting import charts, markup, plots
+from recipes.reporting import charts, markup, training_records
 from recipes.reporting.artifacts import Shown
 from recipes.reporting.markup import figure, plain, table, text
 
@@ -148,7 +148,7 @@ def training_section(systems: Sequence[Shown]) -> str:
             charts.Series(number, points, faint)
             for number, system in enumerate(systems)
             for records, faint in ((system.train, True), (system.valid, False))
-            if (points := plots.points(records, key, scale))
+            if (points := training_records.points(records, key, scale))
         ]
         if series:
             title = f"Loss against {label}"
@@ -157,7 +157,7 @@ def training_section(systems: Sequence[Shown]) -> str:
         return ""
     rows = [
         [name, *(figure(r.get(key), form, scale=scale) for key, form, scale in
-                 (("updates", "{:,}", 1), ("seconds", "{:,.1f}", 1 / 60))), figure(plots.loss(r), "{:.3f}")]
+                 (("updates", "{:,}", 1), ("seconds", "{:,.1f}", 1 / 60))), figure(training_records.loss(r), "{:.3f}")]
         for name, system in zip(names(systems), systems, strict=True)
         for r in system.valid
     ]  # fmt: skip
@@ -166,7 +166,7 @@ def training_section(systems: Sequence[Shown]) -> str:
     note = f"<p>No records of training beside the evaluation of {', '.join(unknown)}.</p>" if unknown else ""
     for system in systems:
         known = [*system.train, *system.valid]
-        if lost := sum(plots.loss(record) is None for record in known):
+        if lost := sum(training_records.loss(record) is None for record in known):
             note += f"<p>Left out, since their loss is not finite: {lost:,} of {len(known):,} records of "
             note += f"{text(system.label)}.</p>"
         if known and system.scores.get("ensemble"):

@@ -1,4 +1,4 @@
-"""recipes.pictures: PNG files that show what they were given."""
+"""recipes.reporting.plots: PNG files that show the data."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from recipes.reporting import plots
+from recipes.reporting.plots.alignment import plot_alignment
+from recipes.reporting.plots.exits import plot_exits
+from recipes.reporting.plots.slots import plot_slots
+from recipes.reporting.plots.training import plot_training
 
 SOURCE = ["Ein", "Mann", "läuft", "im", "Park", "</s>"]
 TARGET = ["A", "man", "walks", "in", "the", "park"]
@@ -27,7 +30,7 @@ def darkness(picture: np.ndarray) -> np.ndarray:
 def test_an_alignment_is_dark_where_the_weights_are(tmp_path: Path) -> None:
     weights = np.zeros((6, 6))
     weights[4, 1] = 1.0  # "the" on "Mann"
-    plots.alignment(SOURCE, TARGET, weights, tmp_path / "a.png")
+    plot_alignment(SOURCE, TARGET, weights, tmp_path / "a.png")
     picture = read(tmp_path / "a.png")
     blue = (picture[:, :, 2] - picture[:, :, 0] > 0.25) & (darkness(picture) > 0.3)
     # Left of the colour bar, whose own dark end is not meant.
@@ -41,7 +44,7 @@ def test_an_alignment_is_dark_where_the_weights_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3, 60])
 def test_the_picture_grows_with_the_sentence(count: int, tmp_path: Path) -> None:
     words = [f"word{index}" for index in range(count)]
-    plots.alignment(words, words, np.eye(count), tmp_path / "a.png", title="sentence 1")
+    plot_alignment(words, words, np.eye(count), tmp_path / "a.png", title="sentence 1")
     height, width = read(tmp_path / "a.png").shape[:2]
     assert width >= 40 * count  # every word has room for its label
     assert height >= 40 * count
@@ -49,13 +52,13 @@ def test_the_picture_grows_with_the_sentence(count: int, tmp_path: Path) -> None
 
 def test_words_of_all_kinds_can_be_labels(tmp_path: Path) -> None:
     source = ["$5", "a_b^c", "\\alpha", "日本", "x" * 60, ""]
-    plots.alignment(source, ["&", "%"], np.full((2, 6), 1 / 6), tmp_path / "a.png", title="$ costs $")
+    plot_alignment(source, ["&", "%"], np.full((2, 6), 1 / 6), tmp_path / "a.png", title="$ costs $")
     assert read(tmp_path / "a.png").size > 0
 
 
 def test_weights_must_fit_the_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(6, 5\).*6 target and 6 source words"):
-        plots.alignment(SOURCE, TARGET, np.zeros((6, 5)), tmp_path / "a.png")
+        plot_alignment(SOURCE, TARGET, np.zeros((6, 5)), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 
@@ -72,7 +75,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_training_curves_are_drawn(tmp_path: Path) -> None:
-    assert plots.training(records(), tmp_path / "t.png", "a model on a corpus")
+    assert plot_training(records(), tmp_path / "t.png", "a model on a corpus")
     picture = read(tmp_path / "t.png")
     red = (picture[:, :, 0] > 0.6) & (picture[:, :, 1] < 0.4)
     # Both panels have a curve of validations.
@@ -83,8 +86,8 @@ def test_training_curves_are_drawn(tmp_path: Path) -> None:
 
 def test_the_same_records_are_the_same_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert plots.training(records(), tmp_path / f"{name}.png", "t")
-        plots.alignment(SOURCE, TARGET, np.eye(6), tmp_path / f"{name}2.png")
+        assert plot_training(records(), tmp_path / f"{name}.png", "t")
+        plot_alignment(SOURCE, TARGET, np.eye(6), tmp_path / f"{name}2.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a2.png").read_bytes() == (tmp_path / "b2.png").read_bytes()
 
@@ -93,10 +96,10 @@ def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     """Of training and of a validation, the first of which would be the least of all."""
     lost = {"updates": 40, "seconds": 20.0, "loss": float("nan"), "nll_loss": float("nan")}
     given = [{"kind": "valid", **lost}, {"kind": "train", **lost, "nll_loss": float("inf")}, *records()]
-    assert plots.training(records(), tmp_path / "a.png", "t")
-    assert plots.training(given, tmp_path / "b.png", "t")
+    assert plot_training(records(), tmp_path / "a.png", "t")
+    assert plot_training(given, tmp_path / "b.png", "t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert not plots.training(given[:2], tmp_path / "c.png", "t")
+    assert not plot_training(given[:2], tmp_path / "c.png", "t")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +111,13 @@ def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_few_records_are_enough(few: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert plots.training(few, tmp_path / "t.png", "t")
+    assert plot_training(few, tmp_path / "t.png", "t")
     assert read(tmp_path / "t.png").size > 0
 
 
 @pytest.mark.parametrize("nothing", [[], [{"kind": "train"}], [{"kind": "other", "updates": 1, "loss": 1.0}]])
 def test_without_records_nothing_is_drawn(nothing: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert not plots.training(nothing, tmp_path / "t.png", "t")
+    assert not plot_training(nothing, tmp_path / "t.png", "t")
     assert not (tmp_path / "t.png").exists()
 
 
@@ -122,7 +125,7 @@ def test_a_slot_that_is_read_often_is_bright(tmp_path: Path) -> None:
     shares = np.full((2, 8, 8), 1 / 64)
     shares[1] = 0
     shares[1, 0, 7] = 1
-    plots.slots(shares, tmp_path / "s.png", "slots")
+    plot_slots(shares, tmp_path / "s.png", "slots")
     picture = read(tmp_path / "s.png")
     left, right = picture[:, : int(picture.shape[1] * 0.42)], picture[:, int(picture.shape[1] * 0.42) :]
     yellow = [(half[:, :, 0] > 0.9) & (half[:, :, 1] > 0.8) & (half[:, :, 2] < 0.3) for half in (left, right)]
@@ -133,16 +136,16 @@ def test_a_slot_that_is_read_often_is_bright(tmp_path: Path) -> None:
     assert columns.mean() > 0.35 * right.shape[1]
 
 
-def test_sub_words_have_the_colour_of_their_exit(tmp_path: Path) -> None:
+def test_tokens_have_the_colour_of_their_exit(tmp_path: Path) -> None:
     """Early exits are yellow, late ones dark; a long sentence takes more lines."""
     words = ["▁ein", "▁Hund", "</s>"]
     for name, exit in (("early", 1), ("late", 6)):
-        plots.exits([(words, [exit] * 3)], 6, tmp_path / f"{name}.png", "$")
+        plot_exits([(words, [exit] * 3)], 6, tmp_path / f"{name}.png", "$")
     early, late = (read(tmp_path / f"{name}.png")[:, : 11 * 60] for name in ("early", "late"))
     bright = [(p[:, :, 0] > 0.9) & (p[:, :, 1] > 0.8) & (p[:, :, 2] < 0.3) for p in (early, late)]
     assert bright[0].sum() > 500
     assert not bright[1].any()
-    plots.exits([(words * 40, [2] * 120)] * 2, 6, tmp_path / "long.png", "long")
+    plot_exits([(words * 40, [2] * 120)] * 2, 6, tmp_path / "long.png", "long")
     assert read(tmp_path / "long.png").shape[0] > 2 * early.shape[0]
     with pytest.raises(ValueError, match="zip"):
-        plots.exits([(words, [1])], 6, tmp_path / "wrong.png", "wrong")
+        plot_exits([(words, [1])], 6, tmp_path / "wrong.png", "wrong")
