@@ -1,34 +1,57 @@
+# make install      create .venv and install everything into it; the other targets do it when needed
 # make quickstart   prepare, train and score a small translation system; ends with its BLEU score
-# make test         the tests
-# make lint         formatting, style, types and shell scripts
-# make browser      put a headless Chromium, which the tests need, into .venv if the machine has none
-# make format       format the Python files
-# Each creates .venv and installs what is missing. PYTHON chooses the Python (3.11 or 3.12) that .venv is made from.
+# make check        lint and the fast unit tests, under two minutes on two cores: the inner loop
+# make test         all tests that this machine can run
+# make stress       tests that kill, resume and compare for minutes
+# make lint         formatting, style, types, C++ format and shell scripts
+# make format       format the Python and C++ files
+# make browser      install a headless Chromium into .venv for the tests of the report; `make test` does it
+# make dist         build the sdist and the wheel into dist/ and check what they contain
+# make cuda-check   compile the CUDA kernels for every architecture; needs nvcc, but no GPU
+# make sanitize     test the native operators under AddressSanitizer and UndefinedBehaviorSanitizer
+# make results      write the tables of docs/RESULTS.md again from results/*.json
+# make clean        remove .venv and everything that was built
+# PYTHON chooses the Python (3.11 or 3.12) that .venv is made from, JOBS the number of test processes (default 2).
 
 PYTHON ?= python3
 JOBS ?= 2
+# The data that `make stress` reads; what is missing there is not compared, and the output says so.
+STRESS_DATA ?= ../shared/data
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test browser lint format cuda-check sanitize clean
+.PHONY: install quickstart check test stress browser lint format cuda-check sanitize dist results clean
 
 venv := .venv
 bin := $(venv)/bin
 stamp := $(venv)/installed
 native := $(wildcard native/* attn2d/csrc/* depth_adaptive/csrc/* memory_layers/csrc/* memory_layers/csrc/cuda/*)
-native_sources := $(wildcard native/*.h */csrc/*.h */csrc/*.cpp */csrc/cuda/*.h */csrc/cuda/*.cpp */csrc/cuda/*.cu tests/support/simt/*)
+native_sources := $(wildcard native/*.h */csrc/*.h */csrc/*.cpp */csrc/cuda/*.h */csrc/cuda/*.cpp */csrc/cuda/*.cu \
+  tests/support/simt/*)
 scripts := $(wildcard recipes/*.sh) .ci/run
+packages := thoth_core fairseq_compat attn2d depth_adaptive memory_layers
+
+install: $(stamp)
+	@echo "installed into $(venv); source $(bin)/activate puts fairseq's commands on the PATH"
 
 quickstart: $(stamp)
 	@recipes/quickstart.sh
 
-test: $(stamp) browser
-	@$(bin)/python -m pytest -n $(JOBS)
+check: lint
+	@$(bin)/python -m pytest -n $(JOBS) -m "unit and not slow" tests/unit
 
-# Without one, the tests of the report fail; the others do not need it.
+# The tests of the report need Chromium. Where it cannot be installed, they are left out, and the output says so.
+test: $(stamp)
+	@marks="not stress"; $(bin)/python tests/support/install_chromium.py || { marks="$$marks and not browser"; \
+	  echo "warning: no Chromium, so the tests marked 'browser' do not run" >&2; }; \
+	  $(bin)/python -m pytest -n $(JOBS) -m "$$marks"
+
 browser: $(stamp)
-	-@$(bin)/python tests/support/install_chromium.py
+	@$(bin)/python tests/support/install_chromium.py
+
+stress: $(stamp)
+	@$(bin)/python -m tests.stress --data "$(STRESS_DATA)"
 
 lint: $(stamp)
 	@$(bin)/ruff format --check .
@@ -46,22 +69,32 @@ format: $(stamp)
 cuda-check:
 	@$(PYTHON) memory_layers/csrc/cuda/check.py
 
-# In a copy of the checkout. Python itself is not built with the sanitizers, so their libraries are loaded before it; and
-# it keeps memory to its end, so leaks are not looked for.
+# In a copy of the checkout. Python itself is built without sanitizers, so their libraries are loaded before it. It keeps
+# memory until it ends, so leaks are not looked for.
 sanitize: $(stamp)
 	@rm -rf build/sanitize && mkdir -p build/sanitize
-	@cp -R attn2d depth_adaptive thoth_core fairseq_compat memory_layers recipes native tests pyproject.toml README.md LICENSE setup.py build/sanitize/
+	@cp -R $(packages) recipes native tests benchmarks pyproject.toml README.md LICENSE setup.py build/sanitize/
 	@rm -f build/sanitize/*/_C*.so
 	@cd build/sanitize && MEMORY_LAYERS_BUILD=cpu NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer \
 	  -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all" \
 	  $(abspath $(bin))/python setup.py --quiet build_ext --inplace
 	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/unit/memory_layers/test_kernels.py tests/unit/attn2d/test_ops.py \
-	  tests/unit/depth_adaptive/test_ops.py
+	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/unit/memory_layers/test_kernels.py \
+	  tests/unit/attn2d/test_ops.py tests/unit/depth_adaptive/test_ops.py
+
+dist: $(stamp)
+	@rm -rf dist build/dist && mkdir -p dist build/dist
+	@$(bin)/python setup.py --quiet sdist --dist-dir dist
+	@$(bin)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@$(bin)/python tests/support/check_dist.py dist
+	@ls -l dist
+
+results: $(stamp)
+	@$(bin)/python -m recipes.reporting.results_tables
 
 clean:
-	rm -rf $(venv) build *.egg-info */_C*.so
+	rm -rf $(venv) build dist *.egg-info */_C*.so
 
 # PyTorch first: the native operators are compiled against the one they will run with.
 $(stamp): pyproject.toml setup.py constraints.txt $(native)

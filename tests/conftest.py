@@ -1,4 +1,4 @@
-"""Fixtures that the test modules share."""
+"""Markers by folder, and fixtures that the test modules share."""
 
 import os
 import random
@@ -12,6 +12,26 @@ import pytest
 from filelock import FileLock
 
 from tests.support import recipe_runs
+
+TESTS = Path(__file__).resolve().parent
+# Folder below tests → the markers of every test in it.
+TIERS = {
+    "unit": ("unit",),
+    "cli": ("cli", "slow"),
+    "recipes": ("recipes", "slow"),
+    "stress": ("stress", "slow"),
+}
+BROWSER_FIXTURES = {"opened"}  # of tests/recipes/test_report.py: a report opened in Chromium
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            for marker in TIERS[item.path.relative_to(TESTS).parts[0]]:
+                item.add_marker(marker)
+        if BROWSER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("browser")
+
 
 SYMBOLS = [f"{letter}{number}" for letter in "abcd" for number in range(9)]
 

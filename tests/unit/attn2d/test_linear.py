@@ -83,6 +83,7 @@ with torch.no_grad(), packed_weights({}):
 """
 
 
+@pytest.mark.slow
 def test_bfloat16_on_a_cpu_without_avx512() -> None:
     """oneDNN has no bfloat16 products there: PyTorch's own must do."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -791,6 +791,7 @@ torch.save({k: [v.detach() for v in vs] for k, vs in results.items()}, sys.argv[
 """
 
 
+@pytest.mark.slow
 def test_every_instruction_set_computes_the_same(tmp_path):
     """Older processors' kernels against this one's (elsewhere than on x86 there is one kind)."""
     results = {}

@@ -86,6 +86,7 @@ def test_every_k(n):
             assert_selects(half_scores, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "k"), [(512, 32), (500, 33), (257, 128), (300, 300), (129, 64), (1024, 1), (2048, 40), (130, 16)], ids=str
 )
@@ -369,6 +370,7 @@ torch.save((selections, {dtype: every_operator(dtype) for dtype in DTYPES}), sys
 """
 
 
+@pytest.mark.slow
 def test_every_instruction_set_computes_the_same(tmp_path):
     """Older processors' kernels against this one's (elsewhere than on x86 there is one kind)."""
     results = {}

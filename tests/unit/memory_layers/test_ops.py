@@ -79,6 +79,7 @@ def test_selection_is_brute_force(backend, kind):
 SIZES = [dict(), dict(tokens=1, heads=1, n=3, key_dim=2, dim=1), dict(tokens=4, heads=2, n=13, key_dim=6, dim=9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("k", [1, 3])
 def test_gradcheck_of_the_lookup(backend, size, k):
@@ -423,6 +424,7 @@ for one, two in zip(*results):
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path):
     """The two modules in a folder without the extension."""
     package = tmp_path / "memory_layers"

@@ -102,6 +102,7 @@ def test_updates_until_the_limits(
     assert (found.updates, found.epochs) == (updates, epochs)
 
 
+@pytest.mark.slow
 def test_measuring_trains_and_keeps_nothing(data: Path, mini: Path, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     call: list[Any] = ["toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--measure", 6]

@@ -684,5 +684,6 @@ def test_sizes_that_cannot_be_made() -> None:
     assert corpus.generate(1, {"train": 0, "test": 1})["train"] == []
 
 
+@pytest.mark.slow
 def test_the_largest_corpus_can_be_made() -> None:
     assert len(corpus.generate(3, {"train": corpus.MOST_PAIRS})["train"]) == corpus.MOST_PAIRS

@@ -216,6 +216,7 @@ def test_texts_are_what_they_say() -> None:
 # --- a corpus of it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_a_download_to_the_corpus_and_back_to_the_archive(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fetched and built; then nothing to do, without a server, from a copy of the archive, and from where it came."""
     (work / "served").mkdir()

@@ -1,4 +1,4 @@
-"""What is installed, and that constraints.txt pins it; see setup.py, pyproject.toml and the Makefile."""
+"""What is installed, and that constraints.txt pins it: setup.py, pyproject.toml and the Makefile."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.support import check_dist
 from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,7 +34,7 @@ def test_each_requirement_is_pinned_to_a_version_that_it_allows(requirement):
 
 
 def test_tests_run_with_the_pinned_versions():
-    """Of everything that the package needs, what it needs in turn included."""
+    """The pins cover every package that is needed, also indirectly."""
     queue = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["recipes"]]
     seen: set[str] = set()
     while queue:
@@ -42,7 +43,7 @@ def test_tests_run_with_the_pinned_versions():
             continue
         seen.add(name)
         distribution = metadata.distribution(name)
-        if not name.startswith(("nvidia-", "cuda-", "triton")):  # of PyTorch's CUDA build, which pins them itself
+        if not name.startswith(("nvidia-", "cuda-", "triton")):  # PyTorch's CUDA build pins these itself
             assert Version(distribution.version).public == pins()[name].public, name
         requirements = map(Requirement, distribution.requires or [])
         queue += [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
@@ -53,7 +54,7 @@ def test_what_setup_installs():
     """The packages and native operators that setup.py names, without building them."""
     code = (
         "import runpy, setuptools; given = {}; setuptools.setup = lambda **options: given.update(options)\n"
-        "runpy.run_path('setup.py'); print(*sorted(given['packages']))\n"
+        "runpy.run_path('setup.py'); print(*sorted({name.partition('.')[0] for name in given['packages']}))\n"
         "for extension in given['ext_modules']: print(extension.name, *extension.sources)\n"
     )
     environment = {**os.environ, "MEMORY_LAYERS_BUILD": "cpu"}
@@ -61,7 +62,7 @@ def test_what_setup_installs():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environment
     )
     assert result.stdout.splitlines() == [
-        "attn2d depth_adaptive fairseq_compat memory_layers",
+        "attn2d depth_adaptive fairseq_compat memory_layers thoth_core",
         "attn2d._C attn2d/csrc/kernels.cpp attn2d/csrc/ops.cpp",
         "depth_adaptive._C depth_adaptive/csrc/kernels.cpp depth_adaptive/csrc/ops.cpp",
         "memory_layers._C memory_layers/csrc/kernels.cpp memory_layers/csrc/ops.cpp",
@@ -69,15 +70,16 @@ def test_what_setup_installs():
     assert metadata.metadata("thoth-seq2seq")["Requires-Python"] == "<3.13,>=3.11"
 
 
-def test_plugins_and_recipes_import_one_way():
-    """torch, fairseq ← fairseq_compat ← plugins ← recipes: checked in the sources."""
-    plugins = {"attn2d", "depth_adaptive", "memory_layers"}
-    outside = {"recipes", "tests", "benchmarks"}
-    allowed = {"fairseq_compat": set(), "recipes": {"fairseq_compat", "recipes", *plugins}}
-    for package in ("fairseq_compat", *sorted(plugins), "recipes"):
-        forbidden = (plugins | outside | {"fairseq_compat"}) - allowed.get(package, {"fairseq_compat"}) - {package}
-        for path in (ROOT / package).rglob("*.py"):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                words = line.split()
-                if words[:1] in (["import"], ["from"]):
-                    assert words[1].split(".")[0] not in forbidden, f"{path}: {line}"
+def test_an_installation_is_complete(tmp_path):
+    """Every module, header, native source and py.typed of the packages is installed, sub-packages included."""
+    command = ["setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path / "lib"), "egg_info", "--egg-base"]
+    subprocess.run([sys.executable, *command, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    installed = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*") if path.is_file()}
+    assert check_dist.missing_from_wheel(installed) == set()
+    assert {f"{package}/py.typed" for package in check_dist.PACKAGES} <= installed
+
+
+def test_what_is_missing_from_a_distribution_is_noticed():
+    everything = check_dist.package_files()
+    assert check_dist.missing_from_wheel(everything - {"attn2d/py.typed"}) == {"attn2d/py.typed"}
+    assert "native/vectors.h" in check_dist.missing_from_sdist(everything)
