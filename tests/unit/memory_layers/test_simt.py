@@ -22,7 +22,7 @@ from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 from tests.support.paths import ROOT
 
 KERNELS = ROOT / "memory_layers" / "csrc" / "cuda"
-SIMT = ROOT / "tests" / "simt"
+SIMT = ROOT / "tests" / "support" / "simt"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # numbered as in simt/kernels.cpp
 SUM_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

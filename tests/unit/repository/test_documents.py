@@ -16,9 +16,11 @@ from attn2d.config import ARCHITECTURES, PervasiveConfig
 from attn2d.model import PervasiveModel
 from attn2d.options import check
 from attn2d.task import PervasiveTranslationConfig
+from recipes.reporting import results_tables
+from recipes.reporting.published_results import Translations
 from tests.support.paths import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PLUGIN_PAGE = ROOT / "docs" / "attn2d.md"
 # The task's, interpolated into the model's options.
 LENGTHS = ("max_source_positions", "max_target_positions")
@@ -254,11 +256,20 @@ def test_hydra_names_are_those_of_the_code() -> None:
             assert option in (model if group == "model" else task), name
 
 
+def commits_of_results() -> set[str]:
+    """The commits that the pages of results and results/*.json name."""
+    pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("RESULTS.md", "lab-notes.md"))
+    named = set(re.findall(r"\bcommits? ([0-9a-f]{7,40})\b", pages))
+    for result in results_tables.read_results().values():
+        commits = result.commits
+        named |= {*commits.trained, *commits.evaluated} if isinstance(result, Translations) else set(commits)
+    return named
+
+
 def test_commits_of_the_results_exist() -> None:
-    """A figure stands with a commit that can be checked out; a copy without its history cannot tell."""
-    text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\bcommits? ([0-9a-f]{7,40})\b", text)) | set(re.findall(r"\| ([0-9a-f]{7,40}) \|", text))
-    assert named
+    """A figure has a commit that can be checked out; a copy without its history cannot show it."""
+    named = commits_of_results()
+    assert len(named) > 20
     if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
         return
     missing = sorted(commit for commit in named if git("cat-file", "-e", f"{commit}^{{commit}}").returncode)
