@@ -13,6 +13,7 @@ from recipes.console import messages
 from recipes.metrics import systems as comparing
 from recipes.metrics.systems import System
 from recipes.reporting import artifacts
+from recipes.reporting.labels import labels as short_labels
 from recipes.storage import disk
 from thoth_core.errors import UserError
 
@@ -130,7 +131,7 @@ def compare(arguments: argparse.Namespace) -> int:
     systems = [read(given) for given in arguments.evaluations]
     check_comparable(systems)
     scores = systems[0].scores
-    labels = artifacts.labels(systems)
+    labels = short_labels(systems)
     told = zip(labels, series(systems, labels), systems, strict=True)
     lines = [{"label": label, "series": name, **row(system.scores)} for label, name, system in told]
     lines.sort(key=lambda line: (line["series"], line["mean"]))

@@ -1,4 +1,4 @@
-"""One HTML page about systems: `python -m recipes.report RUN...` (recipes/report.sh)."""
+"""recipes/report.sh: write one HTML page about evaluations of the same test set."""
 
 import argparse
 import shlex
@@ -16,6 +16,7 @@ from recipes.console import messages
 from recipes.metrics import systems as comparing
 from recipes.metrics.systems import System
 from recipes.reporting import artifacts, page
+from recipes.reporting.labels import labels
 from recipes.storage import disk
 from thoth_core.errors import UserError
 
@@ -26,37 +27,37 @@ def parser() -> argparse.ArgumentParser:
     found = Parser(
         prog="recipes/report.sh",
         allow_abbrev=False,
-        description="Write one HTML page about translations of the same test set, which needs no network: scores and "
+        description="Write an HTML page, which needs no network, about translations of the same test set: scores and "
         "paired tests, training curves, BLEU by length, speed and cost, exits, alignments, slots of memories, and the "
-        "translations side by side. Nothing is decoded.",
+        "translations side by side. Nothing is decoded again.",
     )
     found.add_argument(
         "runs",
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="a run (RUNS/CORPUS/MODEL, of which the folder evaluation is taken) or the folder of an evaluation; the "
-        "first one is the baseline",
+        help="run (RUNS/CORPUS/MODEL; its folder evaluation is read) or folder of an evaluation; the first is the "
+        "baseline",
     )
     found.add_argument(
         "--sentences",
         type=int,
         default=SENTENCES,
         metavar="N",
-        help=f"sentences to show, those first on which systems differ most; 0 for all (default: {SENTENCES:,})",
+        help=f"number of sentences to show, of those on which systems differ most; 0 for all (default: {SENTENCES:,})",
     )
     found.add_argument(
         "--samples",
         type=int,
         default=compare.SAMPLES["bs"],
         metavar="N",
-        help=f"resamples of the paired bootstrap test (default: {compare.SAMPLES['bs']:,})",
+        help=f"number of resamples of the paired bootstrap test (default: {compare.SAMPLES['bs']:,})",
     )
     found.add_argument(
-        "--seed", type=int, default=compare.SEED, metavar="N", help=f"of the draws (default: {compare.SEED})"
+        "--seed", type=int, default=compare.SEED, metavar="N", help=f"seed of the resampling (default: {compare.SEED})"
     )
     found.add_argument(
-        "--output", metavar="FILE", type=Path, help="the page (default: report.html in the run of the first)"
+        "--output", metavar="FILE", type=Path, help="file to write (default: report.html in the first run)"
     )
     return found
 
@@ -80,23 +81,27 @@ def check_output(output: Path) -> None:
 
 
 def most_different(systems: Sequence[System]) -> list[int]:
-    """Indices of all sentences, those first whose chrF2 differs most between systems; the worst first of one alone."""
+    """Indices of all sentences, by how much chrF2 differs between systems, the largest difference first.
+
+    Of one system alone the lowest chrF2 comes first.
+    """
 
     def key(index: int) -> tuple[float, int]:
-        found = [system.sentences[index].chrf for system in systems]
-        return (min(found) - max(found) if len(found) > 1 else found[0]), index
+        scores = [system.sentences[index].chrf for system in systems]
+        return (min(scores) - max(scores) if len(scores) > 1 else scores[0]), index
 
     return sorted(range(len(systems[0].sentences)), key=key)
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Write the page; the exit status."""
     check(arguments)
-    systems = [comparing.open_system(given) for given in arguments.runs]
+    systems = [comparing.open_system(path) for path in arguments.runs]
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
     check_output(output)
-    labels = artifacts.labels(systems)
-    read = [artifacts.read(system, label) for system, label in zip(systems, labels, strict=True)]
+    labelled = zip(systems, labels(systems), strict=True)
+    data = [artifacts.read(system, number, label) for number, (system, label) in enumerate(labelled)]
     for system in systems:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
@@ -119,7 +124,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     order = most_different(systems)[: arguments.sentences or None]
     print("Writing the page", flush=True)
     with tqdm(total=len(order), unit=" sentences", smoothing=0.1) as bar:
-        text = page.page(read, comparison, order, command=shlex.join(command), progress=bar.update)
+        text = page.render(data, comparison, order, command=shlex.join(command), progress=bar.update)
     disk.write_atomically(output, text)
     print(f"Written to {output}, {len(text.encode()) / 1e6:.1f} MB")
     return 0

@@ -1,12 +1,10 @@
-"""What a report shows of an evaluation beside its scores and sentences: curves, exits, alignments, slots."""
+"""What a report shows of an evaluation beside its scores and sentences: losses, exits, alignments, slots."""
 
 import base64
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from recipes.config import schema
@@ -15,6 +13,7 @@ from recipes.metrics import decoding_traces
 from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.systems import System
 from recipes.reporting import training_records
+from recipes.reporting.training_records import LossRecords, ProgressRecord
 from recipes.training.run import Run
 from thoth_core.errors import UserError
 
@@ -34,36 +33,49 @@ EXITS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A system as a report shows it. Exits and alignments are those of the lines of their files."""
+class SystemData:
+    """What a report shows of a system."""
 
     system: System
+    number: int  # its position in the report, from 0
     label: str
-    train: list[dict[str, Any]]  # records of progress.jsonl
-    valid: list[dict[str, Any]]
+    train: list[ProgressRecord]
+    valid: list[ProgressRecord]
     exits: list[SentenceExits] | None  # of every sentence
     alignments: list[SentenceAlignment]
     slots: dict[str, str]  # pictures by layer, as data: URLs
+
+    @property
+    def source_language(self) -> str:
+        return str(self.scores["source_language"])
+
+    @property
+    def target_language(self) -> str:
+        return str(self.scores.get("target_language", ""))
 
     @property
     def scores(self) -> dict[str, Any]:
         return self.system.scores
 
 
-def labels(systems: Sequence[System]) -> list[str]:
-    """Short names that tell systems apart: of what was given, the parts that not all of them have."""
-    parts = [Path(system.name).parts for system in systems]
-    common = set(parts[0]).intersection(*parts[1:])
-    short = ["/".join(part for part in mine if part not in common) for mine in parts]
-    found = [name or str(system.scores["model"]) for name, system in zip(short, systems, strict=True)]
-    return found if len(set(found)) == len(found) else [system.name for system in systems]
+def read(system: System, number: int, label: str) -> SystemData:
+    """Everything that a report shows of a system.
 
-
-def read(system: System, label: str) -> Shown:
-    """All that there is beside an evaluation's scores; a UserError for what is damaged."""
+    Raises:
+        UserError: a file is missing, damaged or does not belong to scores.json.
+    """
     check_figures(system)
-    train, valid = curves(system)
-    return Shown(system, label, train, valid, read_exits(system), read_alignments(system), read_slots(system))
+    train, valid = read_losses(system)
+    return SystemData(
+        system,
+        number,
+        label,
+        train=train,
+        valid=valid,
+        exits=read_exits(system),
+        alignments=read_alignments(system),
+        slots=read_slots(system),
+    )
 
 
 def is_number(value: object) -> bool:
@@ -85,18 +97,17 @@ def check_figures(system: System) -> None:
         check(figures, {"used": Value(float), "kl": Value(float)}, name=f"slot_usage.{layer}")
 
 
-def curves(system: System) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and validation records of the run that the evaluation lies in; empty where it lies elsewhere, or in
-    another model's."""
+def read_losses(system: System) -> LossRecords:
+    """The records of the run in which the evaluation lies; none if it lies elsewhere or in the run of another model."""
     run = Run(system.folder.resolve().parent)
     if not run.record_path.is_file() or run.folder.name != system.scores["model"]:
-        return [], []
-    train, valid = training_records.with_losses(run.progress())
-    for record in (*train, *valid):
+        return LossRecords([], [])
+    losses = training_records.with_losses(run.progress())
+    for record in (*losses.train, *losses.valid):
         for name in ("updates", "loss", "nll_loss", "seconds"):
             if record.get(name) is not None and not is_number(record[name]):
                 raise UserError(f"{run.progress_path}: {name} must be a number, but is {record[name]!r}; train again")
-    return train, valid
+    return losses
 
 
 def read_exits(system: System) -> list[SentenceExits] | None:
@@ -126,8 +137,8 @@ def read_alignments(system: System) -> list[SentenceAlignment]:
 
 
 def read_slots(system: System) -> dict[str, str]:
-    """The picture of each memory's slots."""
-    found = {}
+    """The picture of the slots of each memory, as a data: URL by layer."""
+    pictures = {}
     for layer in system.scores.get("slot_usage", {}):
         path = system.folder / f"slots-{layer}.png"
         if not re.fullmatch(r"\w+", layer) or not path.is_file():
@@ -135,5 +146,5 @@ def read_slots(system: System) -> dict[str, str]:
         picture = path.read_bytes()
         if not picture.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in picture[-12:]:
             raise UserError(f"{path}: damaged; {AGAIN}")
-        found[layer] = "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
-    return found
+        pictures[layer] = "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
+    return pictures

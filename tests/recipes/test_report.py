@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 
 from recipes.cli import report
 from recipes.metrics import sentences
 from recipes.metrics import systems as comparing
-from recipes.reporting import charts, markup
+from recipes.reporting import charts, differences, hidden_characters
+from recipes.reporting.labels import labels
+from recipes.reporting.page import environment
 from tests.support import browser, install_chromium
 from tests.support.browser import Page, chromium
 from tests.support.evaluations import corpus, evaluation, translated
@@ -209,13 +212,13 @@ def test_figures_and_sections_are_there(opened: Page) -> None:
         "scores",
         "training",
         "length",
-        "talks",
+        "documents",
         "cost",
         "exits",
         "alignments",
         "slots",
         "sentences",
-        "made",
+        "provenance",
     ]
     charts_seen = opened.run(
         "[...document.querySelectorAll('svg.chart')].map(svg => [svg.getAttribute('aria-label'), "
@@ -229,12 +232,12 @@ def test_figures_and_sections_are_there(opened: Page) -> None:
     # Colours: of a heavy and a light weight, of two exits, of a mark.
     colour = "getComputedStyle(document.querySelector('{}')).backgroundColor"
     assert opened.run(colour.format(".heat .h9")) != opened.run(colour.format(".heat .h1"))
-    assert opened.run(colour.format(".pieces .e1")) != opened.run(colour.format(".pieces .e3"))
+    assert opened.run(colour.format(".tokens .e1")) != opened.run(colour.format(".tokens .e3"))
     assert opened.run(colour.format("mark")) not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)")
     assert opened.run("document.querySelector('.heat').innerText.replace(/\\s+/g, ' ')").endswith(
         "a 90 6 4 dog 10 80 10"
     )
-    assert opened.run("document.querySelectorAll('.pieces')[0].textContent").count("</s>") == 1
+    assert opened.run("document.querySelectorAll('.tokens')[0].textContent").count("</s>") == 1
 
 
 def test_hostile_text_stays_text(opened: Page, page: Path) -> None:
@@ -292,7 +295,7 @@ def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:
     assert opened.run("document.getElementById('where').value") == "1 to 1 of 1"
     opened.run("search.value = 'no such words'; search.dispatchEvent(new Event('input'))")
     assert visible(opened) == []
-    assert opened.run("document.getElementById('where').value") == "none found"
+    assert opened.run("document.getElementById('where').value") == "no matches"
     opened.run("search.value = ''; order.value = 'number'; order.dispatchEvent(new Event('change'))")
     assert visible(opened) == list(range(1, 26))
     opened.run("location.hash = '#s30'")
@@ -303,13 +306,13 @@ def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:
 @pytest.mark.parametrize("width", [1100, 700])
 def test_no_sentence_hides_under_the_bar(width: int, opened: Page, page: Path) -> None:
     """Neither upwards by the keyboard nor by a link, which put a heading at the upper edge; a narrow bar is higher."""
-    covered = "document.activeElement.getBoundingClientRect().top < leaf.getBoundingClientRect().bottom"
+    covered = "document.activeElement.getBoundingClientRect().top < browse.getBoundingClientRect().bottom"
     try:
         opened.size(width, 500)
         opened.open(page)
         for _ in range(12):
             opened.press("j")
-        assert opened.run("leaf.getBoundingClientRect().top") == 0, "the bar does not stick: nothing is tested"
+        assert opened.run("browse.getBoundingClientRect().top") == 0, "the bar does not stick: nothing is tested"
         for _ in range(11):
             opened.press("k")
             assert not opened.run(covered), opened.run("document.activeElement.id")
@@ -354,7 +357,7 @@ def test_dark_and_printed(opened: Page, page: Path) -> None:
         dark = opened.run(paper)
         opened.media(colours="dark", media="print")
         assert opened.run(paper) == "rgb(255, 255, 255)" != dark
-        assert opened.run("getComputedStyle(document.getElementById('leaf')).display") == "none"
+        assert opened.run("getComputedStyle(document.getElementById('browse')).display") == "none"
         printed = opened.pdf()
     finally:
         opened.media()
@@ -398,7 +401,7 @@ def test_without_scripts_every_sentence_is_there(opened: Page, page: Path) -> No
         opened.call("Emulation.setScriptExecutionDisabled", value=True)
         opened.open(page)
         assert len(visible(opened)) == 40
-        assert opened.run("getComputedStyle(document.getElementById('leaf')).display") == "none"
+        assert opened.run("getComputedStyle(document.getElementById('browse')).display") == "none"
     finally:
         opened.call("Emulation.setScriptExecutionDisabled", value=False)
         opened.open(page)
@@ -521,13 +524,13 @@ def test_an_ensemble_is_told_model_by_model(systems: list[Path], tmp_path: Path)
     assert found[1:3] == ["1,234 + 4,321", f"{(432.1 + 67.9) / 60:.1f}"]
     assert "plain (checkpoint_best.pt) + other (checkpoint_last.pt)" in found[7]
     assert found[8:] == ["CPU, 1 thread", "2,000"]
-    assert "Of the ensemble plain: training of its first model, plain, alone." in text
+    assert "For the ensemble plain, the training of its first model alone: plain." in text
     assert '<data value="2" data-figure="truncated">2</data> sentences whose source was cut' in text
     _, found = cells(other, {**other, "updates": None, "checkpoint_seconds": None})
     assert found[1:3] == ["", ""]
     text, found = cells()
     assert found[2] == f"{432.1 / 60:.1f}"
-    assert "Of the ensemble" not in text
+    assert "For the ensemble" not in text
     assert "of an ensemble" not in text
 
 
@@ -672,29 +675,52 @@ def test_without_a_browser_the_tests_fail(tmp_path: Path, monkeypatch: pytest.Mo
     ("a<b", "a", True, "a<mark>&lt;b</mark>"),
 ])  # fmt: skip
 def test_what_the_reference_lacks_is_marked(line: str, reference: str, spaced: bool, expected: str) -> None:
-    assert markup.marked(line, reference, spaced=spaced, lowercase=False) == expected
+    assert marked(line, reference, spaced=spaced) == expected
+
+
+def marked(line: str, reference: str, *, spaced: bool = True, lowercase: bool = False) -> str:
+    """`line` with its differences from `reference`, as the page shows them."""
+    segments = differences.segments(line, reference, spaced=spaced, lowercase=lowercase)
+    assert all(a.differs != b.differs for a, b in pairwise(segments))
+    template = "{% from 'macros.html.jinja' import marked %}{{ marked(segments) }}"
+    return environment().from_string(template).render(segments=segments)
 
 
 def test_hidden_characters_are_shown() -> None:
-    assert markup.text("a\ud800\u2066\u00ad\u200d") == "a" + "".join(
+    assert hidden_characters.in_boxes("a\ud800\u2066\u00ad\u200d") == "a" + "".join(
         f'<span class="code">{code}</span>' for code in ("U+D800", "U+2066", "U+00AD")
     ) + "\u200d"  # fmt: skip
-    assert markup.plain('"\u202e') == "&quot;[U+202E]"
+    assert hidden_characters.in_brackets('"\u202e') == '"[U+202E]'
+
+
+@pytest.mark.parametrize("value", ['"\u202e', "\u2066<b>", ["\x07"], {"\u2028": 1}])
+def test_what_a_template_inserts_is_safe_by_default(value: object) -> None:
+    """Without any filter, in an attribute as in an element."""
+    page = environment().from_string('<a title="{{ value }}">{{ value }}</a>').render(value=value)
+    assert not re.search("[\u202a-\u202e\u2028\u2066-\u2069\x07]", page)
+    assert len(re.findall("[<>]", page)) == 4
+    assert page.count('"') == 2
+    assert environment().from_string("{{ value }}").render(value='"\u202e') == "&#34;[U+202E]"
+
+
+def test_templates_miss_nothing() -> None:
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ absent }}").render()
 
 
 def test_case_counts_only_where_bleu_counts_it() -> None:
-    assert markup.marked("A b", "a B", spaced=True, lowercase=True) == "A b"
+    assert marked("A b", "a B", lowercase=True) == "A b"
 
 
 def test_long_lines_take_no_longer() -> None:
     line = "a b " * 20_000
-    found = markup.marked(line, "b a " * 20_000, spaced=True, lowercase=False)
-    assert found.replace("<mark>", "").replace("</mark>", "") == line
+    text = marked(line, "b a " * 20_000)
+    assert text.replace("<mark>", "").replace("</mark>", "") == line
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2.3, 11.9), (5, 5), (0, 0), (-3, 4e6), (1e-7, 2e-7)])
 def test_ticks_enclose_what_they_are_for(low: float, high: float) -> None:
-    found = charts.ticks(low, high)
+    found = charts.tick_values(low, high)
     assert found[0] <= low <= high <= found[-1]
     assert 2 <= len(found) <= 12
     steps = [b - a for a, b in pairwise(found)]
@@ -703,10 +729,8 @@ def test_ticks_enclose_what_they_are_for(low: float, high: float) -> None:
 
 
 def test_labels_tell_systems_apart(systems: list[Path]) -> None:
-    from recipes.reporting import artifacts
-
     opened = [comparing.open_system(run) for run in systems]
-    assert artifacts.labels(opened) == ["plain", "depth<b>", "memory"]
+    assert labels(opened) == ["plain", "depth<b>", "memory"]
     again = comparing.System(str(systems[0] / "evaluation"), systems[0], opened[0].scores, opened[0].sentences)
-    assert artifacts.labels([opened[0], again]) == ["plain", "evaluation"]
-    assert artifacts.labels(opened[:1]) == ["plain"]
+    assert labels([opened[0], again]) == ["plain", "evaluation"]
+    assert labels(opened[:1]) == ["plain"]

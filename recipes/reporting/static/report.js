@@ -1,7 +1,7 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-// Tables: a button in each heading sorts by its column, numbers by their full value.
+// Tables: the button in each heading sorts by its column, numbers by their full value.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   table.querySelectorAll("thead th").forEach((head, column) => {
@@ -27,21 +27,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Paper shows what is folded up too; afterwards it is folded up again.
-const unfolded = [];
+// Printing opens what is folded up; afterwards it is folded up again.
+const opened = [];
 window.addEventListener("beforeprint", () => {
-  unfolded.push(...document.querySelectorAll("details:not([open])"));
-  for (const details of unfolded) details.open = true;
+  opened.push(...document.querySelectorAll("details:not([open])"));
+  for (const details of opened) details.open = true;
 });
 window.addEventListener("afterprint", () => {
-  for (const details of unfolded.splice(0)) details.open = false;
+  for (const details of opened.splice(0)) details.open = false;
 });
 
-// Sentences: search, order, leaves, keys.
-const leaf = document.getElementById("leaf");
+// Sentences: searching, ordering, paging, keys.
+const browse = document.getElementById("browse");
 const list = document.getElementById("list");
 const all = [...list.children];
-const size = Number(leaf.dataset.page);
+const size = Number(browse.dataset.page);
 const search = document.getElementById("search");
 const order = document.getElementById("order");
 const orders = {
@@ -49,15 +49,15 @@ const orders = {
   number: article => Number(article.dataset.number),
   length: article => -Number(article.dataset.length),
 };
-let found = all, begin = 0;
+let matches = all, begin = 0;
 
 function show() {
-  const shown = new Set(found.slice(begin, begin + size));
+  const shown = new Set(matches.slice(begin, begin + size));
   for (const article of all) article.hidden = !shown.has(article);
-  document.getElementById("back").disabled = begin === 0;
-  document.getElementById("on").disabled = begin + size >= found.length;
+  document.getElementById("previous").disabled = begin === 0;
+  document.getElementById("next").disabled = begin + size >= matches.length;
   document.getElementById("where").value =
-    found.length ? `${begin + 1} to ${Math.min(begin + size, found.length)} of ${found.length}` : "none found";
+    matches.length ? `${begin + 1} to ${Math.min(begin + size, matches.length)} of ${matches.length}` : "no matches";
 }
 
 function choose() {
@@ -65,7 +65,7 @@ function choose() {
   const by = order.value in orders ? orders[order.value] : article => JSON.parse(article.dataset.chrf)[order.value];
   const sorted = by ? all.map(a => [by(a), a]).sort(([a], [b]) => a - b).map(([, a]) => a) : all;
   list.append(...sorted);
-  found = sorted.filter(article => {
+  matches = sorted.filter(article => {
     const text = article.textContent.toLowerCase();
     return words.every(word => text.includes(word));
   });
@@ -75,7 +75,7 @@ function choose() {
 
 function turn(by) {
   const next = begin + by * size;
-  if (next < 0 || next >= found.length) return false;
+  if (next < 0 || next >= matches.length) return false;
   begin = next;
   show();
   return true;
@@ -87,19 +87,19 @@ function focus(article) {
 }
 
 function step(by) {
-  const now = found.indexOf(document.activeElement.closest(".sentence"));
+  const now = matches.indexOf(document.activeElement.closest(".sentence"));
   const next = now < begin || now >= begin + size ? (by > 0 ? begin : -1) : now + by;
-  if (next < 0 || next >= found.length) return;
+  if (next < 0 || next >= matches.length) return;
   begin = Math.floor(next / size) * size;
   show();
-  focus(found[next]);
+  focus(matches[next]);
 }
 
 function follow() {
   const target = all.find(article => "#" + article.id === location.hash);
   if (!target) return;
-  if (!found.includes(target)) { search.value = ""; choose(); }
-  begin = Math.floor(found.indexOf(target) / size) * size;
+  if (!matches.includes(target)) { search.value = ""; choose(); }
+  begin = Math.floor(matches.indexOf(target) / size) * size;
   show();
   focus(target);
 }
@@ -107,8 +107,8 @@ function follow() {
 const keys = {
   j: () => step(1),
   k: () => step(-1),
-  n: () => { if (turn(1)) focus(found[begin]); },
-  p: () => { if (turn(-1)) focus(found[begin]); },
+  n: () => { if (turn(1)) focus(matches[begin]); },
+  p: () => { if (turn(-1)) focus(matches[begin]); },
   "/": () => search.focus(),
 };
 document.addEventListener("keydown", event => {
@@ -117,12 +117,12 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
   keys[event.key]();
 });
-leaf.addEventListener("submit", event => event.preventDefault());
+browse.addEventListener("submit", event => event.preventDefault());
 search.addEventListener("input", choose);
 order.addEventListener("change", choose);
-document.getElementById("back").addEventListener("click", () => turn(-1));
-document.getElementById("on").addEventListener("click", () => turn(1));
+document.getElementById("previous").addEventListener("click", () => turn(-1));
+document.getElementById("next").addEventListener("click", () => turn(1));
 window.addEventListener("hashchange", follow);
-leaf.hidden = false;
+browse.hidden = false;
 choose();
 follow();

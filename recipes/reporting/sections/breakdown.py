@@ -1,0 +1,59 @@
+"""Sections "BLEU by length" and "BLEU by document": the scores of parts of the test set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.reporting import charts
+from recipes.reporting.charts import Chart
+from recipes.reporting.sections.section import Figure, Section, figure
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the test set, such as the sentences of one document."""
+
+    name: str
+    sentences: Figure
+    bleu: list[Figure]  # one of each system
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakdownSection(Section):
+    template: str = "breakdown.html.jinja"
+    heading: str
+    rows: list[Part]
+    chart: Chart | None
+
+
+def _parts(rows: Sequence[Mapping[str, Any]], origin: str) -> list[Part]:
+    return [
+        Part(
+            row["part"],
+            figure(row["sentences"], "{:,}"),
+            [figure(bleu, origin=f"{origin}.{place}.{number}") for number, bleu in enumerate(row["bleu"])],
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def length_section(comparison: Mapping[str, Any]) -> BreakdownSection:
+    rows, unit = comparison["by_length"], f"{comparison['length_unit']} of the source"
+    chart = charts.bar_chart(
+        [row["part"] for row in rows],
+        [row["bleu"] for row in rows],
+        title="BLEU by the length of the source",
+        x_label=unit,
+        y_label="BLEU",
+    )
+    return BreakdownSection(
+        id="length", title="BLEU by length", heading=unit, rows=_parts(rows, "by_length"), chart=chart
+    )
+
+
+def documents_section(comparison: Mapping[str, Any]) -> BreakdownSection | None:
+    """None for a test set without documents."""
+    rows = _parts(comparison["by_talk"], "by_talk")
+    if not rows:
+        return None
+    return BreakdownSection(id="documents", title="BLEU by document", heading="document", rows=rows, chart=None)

@@ -1,0 +1,31 @@
+"""Section "How it was measured": commands, commits, versions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recipes.metrics import quality
+from recipes.reporting.artifacts import SystemData
+from recipes.reporting.sections.section import Section
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a system was measured with."""
+
+    system: SystemData
+    facts: str  # as in scores.txt
+    training_command: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenanceSection(Section):
+    id: str = "provenance"
+    title: str = "How it was measured"
+    template: str = "provenance.html.jinja"
+    command: str
+    rows: list[Provenance]
+
+
+def provenance_section(systems: Sequence[SystemData], command: str) -> ProvenanceSection:
+    rows = [Provenance(s, quality.table(s.scores), s.scores.get("training_command")) for s in systems]
+    return ProvenanceSection(command=command, rows=rows)
