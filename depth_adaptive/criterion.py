@@ -18,6 +18,7 @@ from torch import Tensor
 from depth_adaptive.decoder import Decoder
 from depth_adaptive.losses import WEIGHTINGS, exit_weights, linear_cross_entropy, scale_gradient
 from depth_adaptive.oracles import ORACLES, sequence_oracle, token_oracle
+from fairseq_compat import install
 from thoth_core.errors import UserError
 
 
@@ -95,6 +96,22 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         self.penalty = halting_penalty
         self.sigma = halting_smoothing
         self.sentence_avg = sentence_avg
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add the options of :class:`DepthAdaptiveCriterionConfig`."""
+        install()
+        super().add_args(parser)
+
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> "DepthAdaptiveCriterion":
+        """Build the criterion from its configuration.
+
+        Raises:
+            UserError: an option out of range.
+        """
+        install()
+        return super().build_criterion(cfg, task)
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """The host's interface: (loss, sample size, what is logged)."""

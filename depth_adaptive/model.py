@@ -15,6 +15,7 @@ from depth_adaptive.config import ARCHITECTURES, DepthOptions, check, options_of
 from depth_adaptive.decoder import Decoder
 from depth_adaptive.encoder import Encoder
 from depth_adaptive.flops import Flops, Sizes, full_depth, of_exits
+from fairseq_compat import install
 from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class DepthAdaptiveTransformerModel(TransformerModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        """The Transformer's options, then the exits'; defaults are the architecture's."""
+        """Add the Transformer's options, then those of the exits; the defaults are the architecture's."""
+        install()
         super().add_args(parser)
         gen_parser_from_dataclass(parser, DepthOptions(), delete_default=True)
 
@@ -43,6 +45,7 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         Raises:
             UserError: an option out of range, or options that exclude each other.
         """
+        install()
         if not isinstance(args, Namespace):
             args = Namespace(**args)  # the host hands on to the decoder what it does not know of a namespace only
         depth_adaptive_architecture(args)
