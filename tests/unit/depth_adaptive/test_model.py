@@ -18,9 +18,10 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 import depth_adaptive  # noqa: F401  (it registers)
-from depth_adaptive import decoding, halting
-from depth_adaptive.decoder import Pass
+from depth_adaptive import halting
 from depth_adaptive.model import DepthAdaptiveTransformerModel
+from depth_adaptive.source import mean_state
+from depth_adaptive.teacher_forcing import GivenExits, go_on
 from thoth_core import onednn
 from thoth_core.errors import UserError
 
@@ -181,7 +182,7 @@ def test_products_of_the_encoder_change_nothing(options: dict[str, Any], dtype: 
     model = built(**options)
     exact = encoded(plain_twin(model, **options), source)
     found = encoded(model.to(dtype), source)
-    assert all(layer.products._copies for layer in model.encoder.layers) == onednn.AVAILABLE
+    assert all(layer.packed._copies for layer in model.encoder.layers) == onednn.AVAILABLE
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
 
@@ -216,9 +217,8 @@ def policies(model: DepthAdaptiveTransformerModel) -> dict[str, halting.Policy]:
             getattr(module, kind).bias.zero_()
         return halting.HaltingPolicy(exits=LAYERS, halting=module.double(), **more)
 
-    seen = Pass()
-    decoder.states(TARGET, model.encoder(SOURCE, SOURCE.ne(1).sum(1)), seen)
-    certainty = [decoder.exit_logits(n, seen.states[n - 1]).softmax(-1).amax(-1) for n in range(1, LAYERS)]
+    states, _ = decoder.run_blocks(TARGET, model.encoder(SOURCE, SOURCE.ne(1).sum(1)), go_on)
+    certainty = [decoder.exit_logits(n, states[n - 1]).softmax(-1).amax(-1) for n in range(1, LAYERS)]
     # Between two values, and not at one, where rounding would decide.
     thresholds = [values[TARGET != 1].sort().values[8:10].mean().item() for values in certainty]
     return {
@@ -248,9 +248,8 @@ def by_loop(model: DepthAdaptiveTransformerModel, policy: halting.Policy) -> tup
         for t in range(len(target)):
             prefix = target[None, : t + 1]
             for exit in [*range(1, LAYERS), LAYERS]:
-                run_ = Pass(torch.tensor([[*frozen, LAYERS]]))
-                decoder.states(prefix, encoder_out, run_)
-                first, state = run_.states[0][0, t], run_.states[exit - 1][0, t]
+                states, _ = decoder.run_blocks(prefix, encoder_out, GivenExits(torch.tensor([[*frozen, LAYERS]])))
+                first, state = states[0][0, t], states[exit - 1][0, t]
                 planned = policy.planned(memory.mean(0), first[None], target[t][None], torch.tensor([t]))
                 if exit == LAYERS:
                     break
@@ -343,16 +342,16 @@ def test_translations_and_exits_do_not_hang_on_the_batch(name: str, copies: str,
 def test_a_sentences_mean_does_not_hang_on_the_padding(dtype: torch.dtype) -> None:
     """Of 301 positions, which bfloat16 cannot count."""
     states = torch.randn(301, 2, 24, generator=torch.Generator().manual_seed(1), dtype=torch.double).to(dtype)
-    alone = decoding.mean_state(states, None)
+    alone = mean_state(states, None)
     assert alone.dtype == dtype
     longer = torch.cat([states, torch.full((19, 2, 24), 7.0).to(dtype)])
     padding = torch.arange(320).expand(2, -1) >= 301
     exact = states.double().mean(0)
     close = dict(rtol=0, atol=1e-10) if dtype == torch.double else dict(rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-    for found in (alone, decoding.mean_state(longer, padding)):
+    for found in (alone, mean_state(longer, padding)):
         torch.testing.assert_close(found.double(), exact, **close)
     if dtype.itemsize == 2:
-        assert torch.equal(decoding.mean_state(longer, padding), alone)
+        assert torch.equal(mean_state(longer, padding), alone)
         assert torch.equal(alone, exact.to(dtype))
 
 
@@ -529,9 +528,9 @@ def test_training_forgets_the_copies_of_weights() -> None:
     users = [model.decoder, *model.encoder.layers]
     beam(model, SOURCE)
     model.eval()  # as the host does before every batch of a validation: nothing has changed
-    assert all(module.products._copies for module in users)
+    assert all(module.packed._copies for module in users)
     model.train()
-    assert not any(module.products._copies for module in users)
+    assert not any(module.packed._copies for module in users)
     for parameter in model.parameters():
         parameter.data.mul_(1.5)
     model.eval()
