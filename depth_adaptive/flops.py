@@ -4,7 +4,7 @@ A multiplication and an addition count separately. Counted are the matrix produc
 attention, feed-forward, halting unit, output layer. Layer norms, softmax, activations, biases, residual sums and
 embeddings are not. Axes: B sentences, T target; D and E are the decoder's and encoder's dimensions.
 
-These are the operations that a sentence alone needs. In a batch, :mod:`depth_adaptive.decoding` computes scores and
+These are the operations that a sentence alone needs. In a batch, :mod:`depth_adaptive.search` computes scores and
 sums of attention to the source for rows that have left too, and over padding: these are extra. Copied states' keys and
 values count in every upper block, as `--exit-copies eager` computes them; `deferred` computes as many or fewer.
 """
