@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fairseq_compat import errors
 from recipes.cli import compare
-from recipes.cli.arguments import Parser
+from recipes.cli.arguments import Parser, whole_number
 from recipes.console import messages
 from recipes.metrics import systems as comparing
 from recipes.metrics.systems import System
@@ -24,14 +24,14 @@ SENTENCES = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
-    found = Parser(
+    options = Parser(
         prog="recipes/report.sh",
         allow_abbrev=False,
         description="Write an HTML page, which needs no network, about translations of the same test set: scores and "
         "paired tests, training curves, BLEU by length, speed and cost, exits, alignments, slots of memories, and the "
         "translations side by side. Nothing is decoded again.",
     )
-    found.add_argument(
+    options.add_argument(
         "runs",
         metavar="RUN",
         nargs="+",
@@ -39,35 +39,31 @@ def parser() -> argparse.ArgumentParser:
         help="run (RUNS/CORPUS/MODEL; its folder evaluation is read) or folder of an evaluation; the first is the "
         "baseline",
     )
-    found.add_argument(
+    options.add_argument(
         "--sentences",
-        type=int,
+        type=whole_number(0),
         default=SENTENCES,
         metavar="N",
         help=f"number of sentences to show, of those on which systems differ most; 0 for all (default: {SENTENCES:,})",
     )
-    found.add_argument(
+    options.add_argument(
         "--samples",
-        type=int,
+        type=whole_number(100, 1_000_000),
         default=compare.SAMPLES["bs"],
         metavar="N",
         help=f"number of resamples of the paired bootstrap test (default: {compare.SAMPLES['bs']:,})",
     )
-    found.add_argument(
-        "--seed", type=int, default=compare.SEED, metavar="N", help=f"seed of the resampling (default: {compare.SEED})"
+    options.add_argument(
+        "--seed",
+        type=whole_number(1, 2**32 - 1),
+        default=compare.SEED,
+        metavar="N",
+        help=f"seed of the resampling (default: {compare.SEED})",
     )
-    found.add_argument(
+    options.add_argument(
         "--output", metavar="FILE", type=Path, help="file to write (default: report.html in the first run)"
     )
-    return found
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Raise a UserError for options out of range."""
-    for name, low, high in (("sentences", 0, 10**9), ("samples", 100, 1_000_000), ("seed", 1, 2**32 - 1)):
-        value = getattr(arguments, name)
-        if not low <= value <= high:
-            raise UserError(f"--{name} must be from {low} to {high}, but is {value}")
+    return options
 
 
 def check_output(output: Path) -> None:
@@ -95,7 +91,6 @@ def most_different(systems: Sequence[System]) -> list[int]:
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Write the page; the exit status."""
-    check(arguments)
     systems = [comparing.open_system(path) for path in arguments.runs]
     comparing.check_comparable(systems)
     output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
