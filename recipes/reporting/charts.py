@@ -1,6 +1,6 @@
-"""Charts: where their lines, bars and ticks stand in a picture, which templates/charts.html.jinja draws as SVG.
+"""The geometry of charts, which templates/charts.html.jinja draws as SVG.
 
-Places are in pixels from the upper left corner. The same figures stand in a table beside each chart.
+Places are in pixels from the upper left corner. A table beside each chart has the same figures.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,17 +10,17 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 56, WIDTH - 26, 12, HEIGHT - 46  # edges of the plot
-COLOURS = 8  # of systems (static/report.css), then they begin again
-SHAPES = 4  # of the markers of systems, likewise
+COLOURS = 8  # different colours of systems, s0 to s7 in static/report.css
+SHAPES = 4  # different markers of systems, `shapes` in the template
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """The points (x, y) of a system, which is the `system`th of the page, from 0."""
+    """The points (x, y) of one system."""
 
-    system: int
+    system: int  # its number in the page, from 0
     points: Sequence[Point]
     faint: bool = False  # a thin line without markers
 
@@ -109,5 +109,5 @@ def bar_chart(
         Bar(system % COLOURS, x=left + system * step, y=y_of(value), width=0.92 * step, height=BOTTOM - y_of(value))
         for left, row in zip(lefts, values, strict=True)
         for system, value in enumerate(row)
-    ]  # fmt: skip
+    ]
     return Chart(title, x_label, y_label, x_ticks, y_ticks, bars=bars)
