@@ -183,7 +183,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         "temperature": temperature,
         "steps": steps,
         "rows": [row.figures() for row in trials.rows()],
-        "bleu_signature": trials.full.bleu["signature"],
+        "bleu_signature": trials.full.bleu.signature,
         "search": chosen.search,
         "evaluate": call,
         **chosen.facts(state, command),

@@ -19,6 +19,7 @@ from recipes.config.search import search_options
 from recipes.console import messages
 from recipes.data.prepared_corpus import Corpus, open_corpus
 from recipes.evaluation import beam_tuning
+from recipes.metrics import results, score_table
 from recipes.storage import disk, folders, naming, provenance
 from recipes.training import fairseq_options
 from recipes.training.run import Run
@@ -380,19 +381,21 @@ def evaluate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         found = evaluator.foretell(state, chosen.place, references, search["max-tokens"])
     else:
         found = evaluator.translate(state, chosen.place, sources, references, chosen.talks, search, arguments.pictures)
-    scores: dict[str, Any] = {
-        **found.scores,
-        **facts,
-        **({"ensemble": ensemble} if ensemble else {}),
-        "tuned": None if tuning is None else beam_tuning.told(tuning),
-    }
-    table = found.table(scores)
+    scores = found.kind.model_validate(
+        {
+            **found.scores,
+            **facts,
+            **({"ensemble": ensemble} if ensemble else {}),
+            "tuned": None if tuning is None else beam_tuning.told(tuning),
+        }
+    )
+    table = score_table.table(scores)
     with folders.replaced(output) as building:
         draw_training(building, chosen.run)
         evaluator.draw_slots(building, found.usages)
         found.write(building)
         (building / "scores.txt").write_text(table, encoding="utf-8")
-        disk.write_json(building / "scores.json", scores)
+        scores.write(building / results.NAME)
     print()
     print(table)
     print(f"Written to {output}")

@@ -5,14 +5,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from fairseq_compat import errors
-from recipes.cli import compare
 from recipes.cli.arguments import Parser, whole_number
 from recipes.console import messages
+from recipes.metrics import comparison, significance
 from recipes.metrics import systems as comparing
 from recipes.metrics.systems import System
 from recipes.reporting import artifacts, page
@@ -49,16 +48,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--samples",
         type=whole_number(100, 1_000_000),
-        default=compare.SAMPLES["bs"],
+        default=significance.SAMPLES["bs"],
         metavar="N",
-        help=f"number of resamples of the paired bootstrap test (default: {compare.SAMPLES['bs']:,})",
+        help=f"number of resamples of the paired bootstrap test (default: {significance.SAMPLES['bs']:,})",
     )
     options.add_argument(
         "--seed",
         type=whole_number(1, 2**32 - 1),
-        default=compare.SEED,
+        default=significance.SEED,
         metavar="N",
-        help=f"seed of the resampling (default: {compare.SEED})",
+        help=f"seed of the resampling (default: {significance.SEED})",
     )
     options.add_argument(
         "--output", metavar="FILE", type=Path, help="file to write (default: report.html in the first run)"
@@ -101,25 +100,18 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"Scoring {system.name}", flush=True)
         comparing.check_scores(system)
         comparing.check_sentence_scores(system)
-    language = systems[0].scores["source_language"]
-    comparison: dict[str, Any] = {
-        "by_length": comparing.by_length(systems),
-        "by_talk": comparing.by_talk(systems),
-        "length_unit": "words" if comparing.spaced(language) else "characters",
-    }
-    if len(systems) > 1:
-        comparison["meaning"] = compare.meaning("bs", arguments.samples)
-        comparison["tests"] = comparing.paired(
-            systems,
-            test="bs",
-            samples=arguments.samples,
-            seed=arguments.seed,
-            said=lambda line: print(line, flush=True),
-        )
+    compared = comparison.compare(
+        systems,
+        test="bs",
+        samples=arguments.samples,
+        seed=arguments.seed,
+        command=shlex.join(command),
+        report=lambda line: print(line, flush=True),
+    )
     order = most_different(systems)[: arguments.sentences or None]
     print("Writing the page", flush=True)
     with tqdm(total=len(order), unit=" sentences", smoothing=0.1) as bar:
-        text = page.render(data, comparison, order, command=shlex.join(command), progress=bar.update)
+        text = page.render(data, compared, order, command=shlex.join(command), progress=bar.update)
     disk.write_atomically(output, text)
     print(f"Written to {output}, {len(text.encode()) / 1e6:.1f} MB")
     return 0

@@ -99,7 +99,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         raise UserError(f"{chosen.model} is a language model, which translates nothing: there is no search to tune")
     chosen, ensemble = chosen.load_others()
     translator = chosen.place.translator(state)
-    metric = {"bleu": quality.metrics(chosen.place.corpus.target, lowercase=translator.target.lowercase)["bleu"]}
+    metric = {"bleu": quality.metrics_for(chosen.place.corpus.target, lowercase=translator.target.lowercase)["bleu"]}
     rows: list[dict[str, Any]] = []
     print(f"Translating {len(chosen.sources):,} sentences of {beam_tuning.SPLIT}, once a beam", flush=True)
     for beam in sorted(set(arguments.beams)):
@@ -107,9 +107,9 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             found = translator.candidates(chosen.sources, {**chosen.search, "beam": beam}, progress=bar)
         for lenpen in sorted(set(arguments.lenpens)):
             texts = translator.ranked(found, lenpen)
-            quality.check(texts, chosen.references)
-            scored = quality.measured(metric, texts, chosen.references)["bleu"]
-            rows.append({"beam": beam, "lenpen": lenpen, "bleu": scored["score"]})
+            quality.check_lines(texts, chosen.references)
+            scored = quality.corpus_scores(metric, texts, chosen.references)["bleu"]
+            rows.append({"beam": beam, "lenpen": lenpen, "bleu": scored.score})
     winner = best(rows)
     call = f"{naming.call('recipes/evaluate.sh', arguments)} --tuned"
     facts = chosen.facts(state, command)
@@ -119,7 +119,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             "beam": winner["beam"],
             "lenpen": winner["lenpen"],
             "bleu": winner["bleu"],
-            "bleu_signature": scored["signature"],
+            "bleu_signature": scored.signature,
             "rows": rows,
             "search": chosen.search,
             "parameters_of_models": [facts["parameters_sha256"], *(other["parameters_sha256"] for other in ensemble)],
@@ -130,7 +130,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     )
     print()
     print(table(rows, winner))
-    print(f"Chosen: beam {winner['beam']}, length penalty {winner['lenpen']:g}. BLEU {scored['signature']}")
+    print(f"Chosen: beam {winner['beam']}, length penalty {winner['lenpen']:g}. BLEU {scored.signature}")
     if note := at_the_edge(rows, winner):
         print(note)
     print(f"Written to {output}")

@@ -12,6 +12,7 @@ from recipes.evaluation import model_loading, perplexity
 from recipes.evaluation import translator as decoding
 from recipes.metrics import decoding_traces, quality, sentences
 from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
+from recipes.metrics.results import LanguageModelScores, TranslationScores
 from recipes.metrics.sentences import Sentence
 from recipes.reporting.plots.alignment import plot_alignment
 from recipes.reporting.plots.exits import plot_exits
@@ -49,7 +50,7 @@ class Found:
 
     scores: dict[str, Any]
     usages: Mapping[str, Any]  # of the slots of memories, by layer
-    table: Callable[[Mapping[str, Any]], str]
+    kind: type[TranslationScores] | type[LanguageModelScores]
     write: Callable[[Path], None]  # the files beside scores.json, into a folder
     last_line: str
 
@@ -82,7 +83,7 @@ def translate(
         translator.target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)
     ]
     if None not in tokens:
-        scored["tokenised_bleu"] = quality.tokenised(*zip(*tokens, strict=True))
+        scored["tokenised_bleu"] = quality.tokenised_bleu(*zip(*tokens, strict=True))
     told = told_sentences(sources, references, talks, translations, tokens, scored)
     scores: dict[str, Any] = {
         **scored,
@@ -102,7 +103,7 @@ def translate(
     def write(folder: Path) -> None:
         write_lines(folder / "hypotheses.txt", hypotheses)
         write_lines(folder / "references.txt", references)
-        write_lines(folder / sentences.NAME, sentences.lines(told))
+        (folder / sentences.NAME).write_text(sentences.text(told), encoding="utf-8")
         if exits is not None:
             pairs = zip(translations, exits, strict=True)
             write_lines(
@@ -116,7 +117,7 @@ def translate(
             blocks = translator.model.decoder.num_layers
             plot_exits(shown, blocks, folder / "exits.png", "exit of each token from the decoder")
 
-    return Found(scores, usages, quality.table, write, f"BLEU = {scores['bleu']['score']:.2f}")
+    return Found(scores, usages, TranslationScores, write, f"BLEU = {scores['bleu'].score:.2f}")
 
 
 def told_sentences(
@@ -128,7 +129,7 @@ def told_sentences(
     scores: Mapping[str, Any],
 ) -> list[Sentence]:
     """The lines of sentences.jsonl, scored with the settings of `scores`. `tokens` are what BLEU of tokens compares."""
-    signatures = {name: scores[name]["signature"] for name in quality.METRICS}
+    signatures = {name: scores[name].signature for name in quality.METRICS}
     scored = sentences.sentence_scores([t.text for t in translations], references, signatures)
     of_talks: Sequence[str | None] = talks if talks is not None else [None] * len(sources)
     given = zip(sources, references, of_talks, translations, tokens, scored, strict=True)
@@ -140,9 +141,9 @@ def told_sentences(
             hypothesis=t.text,
             hypothesis_tokens=pair and pair[0],
             reference_tokens=pair and pair[1],
-            talk=talk,
+            document=talk,
             score=t.score,
-            pieces=t.pieces,
+            tokens=t.pieces,
             bleu=bleu,
             chrf=chrf,
         )
@@ -166,7 +167,7 @@ def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max
         **slot_figures(usages),
     }
     last_line = f"perplexity = {scores['perplexity']['word']:.2f}"
-    return Found(scores, usages, perplexity.table, lambda folder: None, last_line)
+    return Found(scores, usages, LanguageModelScores, lambda folder: None, last_line)
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from recipes.evaluation import model_loading
 from recipes.evaluation import translator as decoding
 from recipes.evaluation.evaluator import Place
 from recipes.metrics import quality
+from recipes.metrics.results import Score
 from thoth_core.errors import UserError
 
 # How near a mean exit must be to the wanted one to end the search.
@@ -50,7 +51,7 @@ class Measured:
     exit: float | None = None
     tokens: dict[str, int] | None = None  # by their exit
     mflops: float | None = None  # of the decoder, a token
-    bleu: dict[str, Any] | None = None  # score and signature
+    bleu: Score | None = None
     seconds: float | None = None
 
     @property
@@ -67,7 +68,7 @@ class Measured:
             "mean_exit": self.exit,
             "tokens_by_exit": self.tokens,
             "mflops_per_token": self.mflops,
-            "bleu": None if self.bleu is None else self.bleu["score"],
+            "bleu": None if self.bleu is None else self.bleu.score,
             "seconds": self.seconds,
         }
 
@@ -241,7 +242,7 @@ class Trials:
             cells.append(" " * 29 if row.losses is None else f"{row.forced_exit:9.2f}  {row.disagreement:15.2%}   ")
             if row.bleu is not None:
                 cells.append(
-                    f" {row.exit:9.2f}  {row.bleu['score']:6.2f}  {row.seconds:7.1f}  {row.mflops:13.2f}  "
+                    f" {row.exit:9.2f}  {row.bleu.score:6.2f}  {row.seconds:7.1f}  {row.mflops:13.2f}  "
                     + " ".join(str((row.tokens or {}).get(str(n), 0)) for n in range(1, self.decoder.num_layers + 1))
                 )
             lines.append("    ".join([*cells, *(["< chosen"] if row.threshold == chosen else [])]).rstrip())
@@ -334,7 +335,7 @@ def for_bleu_loss(trials: Trials, tolerated: float, steps: int, dial: Dial | Non
         assert found.bleu is not None
         assert trials.full.bleu is not None
         # A difference of nothing but rounding is none.
-        if found.bleu["score"] < trials.full.bleu["score"] - tolerated - 1e-9:
+        if found.bleu.score < trials.full.bleu.score - tolerated - 1e-9:
             break
         valid = threshold
     return valid

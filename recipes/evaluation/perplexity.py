@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from recipes.metrics import quality
 from thoth_core.errors import UserError
 
 
@@ -80,15 +79,3 @@ def scores(found: Foretold, lines: Sequence[str]) -> dict[str, Any]:
         "seconds": round(found.seconds, 3),
         "tokens_per_second": round(found.subwords / max(found.seconds, 1e-9), 1),
     }
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """The figures, then what they were measured with, as aligned text."""
-    lines = [
-        f"{scores['corpus']}, {scores['split']}: {scores['sentences']:,} sentences, model {scores['model']}",
-        "",
-        f"{'perplexity a word':<22} {scores['perplexity']['word']:8.2f}   {scores['words']:,} words",
-        f"{'perplexity a sub-word':<22} {scores['perplexity']['subword']:8.2f}   {scores['tokens']:,} sub-words",
-        f"{'bits a character':<22} {scores['bits_per_character']:8.3f}   {scores['characters']:,} characters",
-    ]
-    return "\n".join([*lines, "", *quality.facts(scores)]) + "\n"

@@ -11,5 +11,5 @@ def labels(systems: Sequence[System]) -> list[str]:
     parts = [Path(system.name).parts for system in systems]
     common = set(parts[0]).intersection(*parts[1:])
     short = ["/".join(part for part in mine if part not in common) for mine in parts]
-    named = [name or str(system.scores["model"]) for name, system in zip(short, systems, strict=True)]
+    named = [name or system.scores.model for name, system in zip(short, systems, strict=True)]
     return named if len(set(named)) == len(named) else [system.name for system in systems]

@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from recipes.metrics.comparison import Comparison
 from recipes.reporting import charts, hidden_characters
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.sections.alignments import alignments_section
@@ -51,7 +51,7 @@ def _finalize(value: object) -> object:
 
 def render(
     systems: Sequence[SystemData],
-    comparison: Mapping[str, Any],
+    comparison: Comparison,
     order: Sequence[int],
     *,
     command: str,
@@ -61,7 +61,7 @@ def render(
 
     Args:
         systems: the evaluations; the first is the baseline.
-        comparison: their comparison as in comparison.json; of one system without `tests`.
+        comparison: their comparison; one system alone has no tests.
         order: indices of the sentences to show, the first of them first.
         command: the call that makes the page.
         progress: called after each sentence.
@@ -84,9 +84,8 @@ def render(
     if exits is not None:
         style += templates.get_template("exit_colours.css.jinja").render(blocks=exits.blocks)
     script = _static("report.js")
-    scores = systems[0].scores
     return templates.get_template("page.html.jinja").render(
-        title=f"{scores['corpus']}, {scores['split']}",
+        title=systems[0].system.test_set,
         systems=systems,
         sentences=len(systems[0].system.sentences),
         sections=[section for section in every if section is not None],

@@ -17,10 +17,10 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from recipes.cli import compare, score
-from recipes.metrics import quality, sentences
+from recipes.metrics import breakdown, quality, sentences
 from recipes.metrics import systems as comparing
-from tests.support.evaluations import corpus, evaluation, translated
-from tests.support.recipe_runs import ROOT, files, recipe_environment, refused
+from tests.support.evaluations import corpus, evaluation, language_model, translated
+from tests.support.recipe_runs import ROOT, files, recipe_environment, refusal, refused
 from thoth_core.errors import UserError
 
 
@@ -36,8 +36,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def compared(*words: object) -> int:
     """In this process."""
-    given = [str(word) for word in words]
-    return compare.compare(compare.parser().parse_args(given), ["recipes/compare.sh", *given])
+    return compare.main([str(word) for word in words])
 
 
 def sacrebleu(*words: object) -> str:
@@ -152,22 +151,22 @@ def test_sentence_scores_are_those_of_sacrebleus_command(three: list[Path]) -> N
 
 
 def test_parts_are_scored_as_corpora(three: list[Path], tmp_path: Path) -> None:
-    """By length and by talk every sentence is in one part; each is scored as a text of its own."""
+    """By length and by document every sentence is in one part; each is scored as a text of its own."""
     assert compared(*three, "--samples", 100, "--output", tmp_path / "found") == 0
     found = json.loads((tmp_path / "found/comparison.json").read_text())
     system = comparing.open_system(three[2])
     for key, of in (
-        ("by_talk", lambda s: s.talk),
+        ("by_document", lambda s: s.document),
         ("by_length", lambda s: min((len(s.source.split()) - 1) // 10, 5)),
     ):
         rows = found[key]
         assert sum(row["sentences"] for row in rows) == 40
         kinds = list(dict.fromkeys(of(s) for s in system.sentences))
-        for row, kind in zip(rows, kinds if key == "by_talk" else sorted(kinds), strict=True):
+        for row, kind in zip(rows, kinds if key == "by_document" else sorted(kinds), strict=True):
             chosen = [s for s in system.sentences if of(s) == kind]
             expected = BLEU().corpus_score([s.hypothesis for s in chosen], [[s.reference for s in chosen]])
             assert (row["sentences"], row["bleu"][2]) == (len(chosen), expected.score)
-    assert [row["part"] for row in found["by_talk"]] == ["7", "12", "3"]
+    assert [row["part"] for row in found["by_document"]] == ["7", "12", "3"]
     assert [row["part"] for row in found["by_length"]][:2] == ["up to 10", "11 to 20"]
 
 
@@ -175,7 +174,7 @@ def test_parts_are_scored_as_corpora(three: list[Path], tmp_path: Path) -> None:
     ("a b  c", "en", 3), ("", "en", 0), ("我们 在公园", "zh_Hans", 5), ("tôi đi", "vi", 2), ("我们 在公园", "zho", 5),
 ])  # fmt: skip
 def test_lengths_are_of_words_or_characters(text: str, language: str, expected: int) -> None:
-    assert comparing.length(text, language) == expected
+    assert breakdown.length(text, language) == expected
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "ja", "ko"])
@@ -183,9 +182,9 @@ def test_lengths_are_of_words_or_characters(text: str, language: str, expected: 
 def test_signatures_make_the_same_metrics_again(language: str, lowercase: bool) -> None:
     metrics = {"bleu": BLEU(trg_lang=language, lowercase=lowercase), "chrf": CHRF(word_order=2, lowercase=lowercase)}
     texts = ["Ein A b c d e f.", "我们在公园里踢足球。"], ["ein a B c d e g.", "我们在公园里踢球。"]
-    known = quality.measured(metrics, *texts)
-    again = quality.metrics_of({name: told["signature"] for name, told in known.items()})
-    assert quality.measured(again, *texts) == known
+    known = quality.corpus_scores(metrics, *texts)
+    again = quality.metrics_of({name: score.signature for name, score in known.items()})
+    assert quality.corpus_scores(again, *texts) == known
 
 
 # --- the whole recipe ---------------------------------------------------------------------------------
@@ -279,40 +278,40 @@ def update(**values: Any) -> Callable[[Path], None]:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "no evaluation": (shutil.rmtree, ["alike: holds no scores.json", "recipes/evaluate.sh"]),
-    "no scores": (lambda folder: (folder / "scores.json").unlink(), ["alike: holds no scores.json"]),
-    "no sentences": (lambda folder: (folder / sentences.NAME).unlink(), ["sentences.jsonl: missing", "evaluate anew"]),
-    "empty sentences": (lambda folder: (folder / sentences.NAME).write_text(""), ["0 sentences", "is of 40"]),
+    "no evaluation": (shutil.rmtree, ["alike: no scores.json in it", "recipes/evaluate.sh"]),
+    "no scores": (lambda folder: (folder / "scores.json").unlink(), ["alike: no scores.json in it"]),
+    "no sentences": (lambda folder: (folder / sentences.NAME).unlink(), ["sentences.jsonl: missing", "evaluate again"]),
+    "empty sentences": (lambda folder: (folder / sentences.NAME).write_text(""), ["0 sentences", "has 40"]),
     "scores cut short": (cut("scores.json", 9), ["scores.json: not JSON"]),
-    "scores of a list": (lambda folder: (folder / "scores.json").write_text("[]"), ["scores.json: not a JSON object"]),
-    "scores without a metric": (without("chrf"), ["scores.json: has no chrf"]),
-    "scores without search": (without("search"), ["scores.json: has no search"]),
-    "a metric that is a number": (update(bleu=30.0), ["scores.json: bleu must have a score and a signature"]),
-    "an empty search": (update(search={}), ["scores.json: search.beam must be a whole number, but is left empty"]),
-    "a search that is a list": (update(search=[]), ["scores.json: search is damaged", "evaluate anew"]),
-    "a checkpoint that is a number": (update(checkpoint=3), ["scores.json: checkpoint must be text, but is 3"]),
-    "no language": (update(source_language=None), ["scores.json: source_language must be text, but is left empty"]),
-    "sentences as text": (update(sentences="40"), ["scores.json: sentences must be a whole number, but is '40'"]),
-    "versions that are a list": (update(versions=[]), ["scores.json: versions is damaged"]),
-    "exits that are null": (update(exits=None), ["scores.json: exits is damaged"]),
-    "half a block": (update(exits={"policy": "x", "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]),
-    "a tuned search of text": (update(tuned="valid"), ["scores.json: tuned is damaged"]),
+    "scores of a list": (lambda folder: (folder / "scores.json").write_text("[]"), ["scores.json: ", "object"]),
+    "scores without a metric": (without("chrf"), ["scores.json: field chrf is missing"]),
+    "scores without search": (without("search"), ["scores.json: field search is missing"]),
+    "a metric that is a number": (update(bleu=30.0), ["scores.json: field bleu: "]),
+    "an empty search": (update(search={}), ["scores.json: field search.beam is missing"]),
+    "a search that is a list": (update(search=[]), ["scores.json: field search: ", "evaluate again"]),
+    "a checkpoint that is a number": (update(checkpoint=3), ["scores.json: field checkpoint: "]),
+    "no language": (update(source_language=None), ["scores.json: field source_language: "]),
+    "sentences as text": (update(sentences="40"), ["scores.json: field sentences: "]),
+    "versions that are a list": (update(versions=[]), ["scores.json: field versions: "]),
+    "exits that are a list": (update(exits=[]), ["scores.json: field exits: "]),
+    "half a block": (update(exits={"policy": "x", "blocks": 3.5}), ["field exits.", "evaluate again"]),
+    "a tuned search of text": (update(tuned="valid"), ["scores.json: field tuned: "]),
     "a model without a checkpoint": (
-        update(ensemble=[{"model": "b"}]), ["scores.json: ensemble.0.checkpoint must be text, but is left empty"]),
-    "a commit that is a number": (update(commit=1), ["scores.json: commit must be text or null, but is 1"]),
-    "a language model": (update(perplexity={"word": 9.0}), ["language model"]),
-    "a line cut short": (cut(sentences.NAME, 5), ["sentences.jsonl: line 40 is damaged"]),
+        update(ensemble=[{"model": "b"}]), ["scores.json: field ensemble.0.checkpoint is missing"]),
+    "a commit that is a number": (update(commit=1), ["scores.json: field commit: "]),
+    "a language model": (language_model, ["language model"]),
+    "a line cut short": (cut(sentences.NAME, 5), ["sentences.jsonl: line 40: "]),
     "a line too few": (
-        lambda folder: edit(folder / sentences.NAME, lambda lines: lines[:-1]), ["39 sentences", "is of 40"]),
+        lambda folder: edit(folder / sentences.NAME, lambda lines: lines[:-1]), ["39 sentences", "has 40"]),
     "a line twice": (
         lambda folder: edit(folder / sentences.NAME, lambda lines: [lines[0], *lines]), ["line 2 holds sentence 1"]),
-    "a hypothesis that is a number": (sentence("hypothesis", 4), ["line 5 is damaged"]),
-    "a score that is not finite": (sentence("chrf", float("nan")), ["line 5 is damaged"]),
-    "a key too many": (sentence("note", "x"), ["line 5 is damaged"]),
-    "pieces that are numbers": (sentence("pieces", [1]), ["line 5 is damaged"]),
+    "a hypothesis that is a number": (sentence("hypothesis", 4), ["line 5: field hypothesis: "]),
+    "a score that is not finite": (sentence("chrf", float("nan")), ["line 5: field chrf: "]),
+    "a key too many": (sentence("note", "x"), ["line 5: unknown field note"]),
+    "pieces that are numbers": (sentence("pieces", [1]), ["line 5: field pieces.0: "]),
     "not UTF-8": (
         lambda folder: (folder / sentences.NAME).write_bytes(b"\xff" + (folder / sentences.NAME).read_bytes()),
-        ["sentences.jsonl: not UTF-8 at byte 0"]),
+        ["sentences.jsonl: line 1: "]),
     "another hypothesis": (
         sentence("hypothesis", "the snow"), ["scores.json: the score of BLEU is", "recipes/score.sh --update"]),
     "another reference": (sentence("reference", "the snow"), ["sentence 5", "another reference", "same test set"]),
@@ -320,7 +319,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "other tokens of a reference": (sentence("reference_tokens", "x"), ["sentence 5", "another reference_tokens"]),
     "tokens that are missing": (sentence("hypothesis_tokens", None), ["the score of BLEU of tokens is"]),
     "no score of tokens": (without("tokenised_bleu"), ["BLEU of tokens has the signature (no such score)"]),
-    "another talk": (sentence("talk", "8"), ["sentence 5", "another talk"]),
+    "another document": (sentence("document", "8"), ["sentence 5", "another document"]),
     "another tokeniser": (signature("bleu", "tok:13a", "tok:intl"), ["tok:intl", "tok:13a", "score both alike"]),
     "another version": (signature("ter", "version:2", "version:1"), ["TER has the signature", "version:1"]),
     "another case": (signature("chrf", "case:mixed", "case:lc"), ["chrF2 has the signature", "case:lc"]),
@@ -343,20 +342,20 @@ def test_what_cannot_be_compared_is_refused(case: str, three: list[Path], tmp_pa
 
 def test_other_test_sets_are_refused(three: list[Path], tmp_path: Path) -> None:
     sources, references = corpus(39)
-    other = evaluation(tmp_path / "evaluation-valid", sources, references, references, talks=False, split="valid")
+    other = evaluation(tmp_path / "evaluation-valid", sources, references, references, documents=False, split="valid")
     with pytest.raises(UserError, match=r"39 sentences of toy, valid, .* 40 of toy, test; .*same test set"):
         compared(three[0], other)
 
 
 def test_signatures_that_both_lack_the_installed_version_are_refused(three: list[Path], tmp_path: Path) -> None:
-    """Alike, but no longer what sacreBLEU makes of the text: until they have been scored anew."""
+    """Alike, but no longer what sacreBLEU makes of the text: until they have been scored again."""
     shutil.copytree(three[0].parent, tmp_path / "runs")
     both = [tmp_path / "runs/plain", tmp_path / "runs/alike"]
     for run in both:
         signature("bleu", "version:2", "version:1")(run / "evaluation")
     with pytest.raises(UserError, match=r"the signature of BLEU is .*version:1.*recipes/score.sh --update"):
         compared(*both)
-    assert score.score(score.parser().parse_args(["--update", *map(str, both)])) == 0
+    assert score.main(["--update", *map(str, both)]) == 0
     assert compared(*both, "--samples", 100) == 0
 
 
@@ -364,23 +363,29 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "one run": (["{0}"], ["RUN: one system alone"]),
     "the same twice": (["{0}", "{0}/evaluation"], ["given twice"]),
     "no such folder": (["{0}", "nowhere"], ["nowhere: no such folder"]),
-    "too few samples": (["{0}", "{1}", "--samples", "1"], ["--samples must be from 100"]),
-    "seed of zero": (["{0}", "{1}", "--seed", "0"], ["--seed must be from 1"]),
+    "too few samples": (["{0}", "{1}", "--samples", "1"], ["--samples must be a whole number from 100"]),
+    "seed of zero": (["{0}", "{1}", "--seed", "0"], ["--seed must be a whole number from 1"]),
     "output holds other things": (["{0}", "{1}", "--output", "{0}/evaluation"], ["--output", "hypotheses.txt"]),
     "output is a file": (["{0}", "{1}", "--output", "{0}/evaluation/scores.json"], ["a file is in the way"]),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_calls_are_refused(case: str, three: list[Path]) -> None:
+def test_wrong_calls_are_refused(case: str, three: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     given, words = WRONG[case]
     before = files(three[0].parent)
-    with pytest.raises(UserError) as caught:
-        compared(*[word.format(*three) for word in given])
-    assert len(str(caught.value).splitlines()) == 1
+    message = refusal(lambda: compared(*[word.format(*three) for word in given]), capsys)
     for word in words:
-        assert word in str(caught.value)
+        assert word in message
     assert files(three[0].parent) == before
+
+
+def test_the_help_has_no_doubled_percent_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    told = capsys.readouterr().out
+    assert "95% intervals" in " ".join(told.split())
+    assert "%%" not in told
 
 
 def test_a_folder_of_that_name_is_not_ours_to_delete(three: list[Path], tmp_path: Path) -> None:
@@ -407,28 +412,28 @@ def test_scores_that_hold_and_scores_that_do_not(
 ) -> None:
     shutil.copytree(three[0], tmp_path / "run")
     before = files(tmp_path)
-    call = score.parser().parse_args([str(tmp_path / "run")])
-    assert score.score(call) == 0
+    call = [str(tmp_path / "run")]
+    assert score.main(call) == 0
     assert "scores.json holds" in capsys.readouterr().out
     assert files(tmp_path) == before
     folder = tmp_path / "run/evaluation"
     sentence("bleu", 12.5)(folder)
     with pytest.raises(UserError, match=r"other scores of sentence 5; recipes/score.sh --update"):
-        score.score(call)
+        score.main(call)
     edit(folder / "scores.json", lambda s: {**s, "bleu": {**s["bleu"], "score": 99.0}})
     with pytest.raises(UserError, match=r"the score of BLEU is 99.0 in scores.json"):
-        score.score(call)
+        score.main(call)
     capsys.readouterr()
     with pytest.raises(UserError, match=r"run/evaluation: the score of BLEU is 99.0"):  # those after it are scored too
-        score.score(score.parser().parse_args([str(tmp_path / "run"), str(three[1])]))
+        score.main([str(tmp_path / "run"), str(three[1])])
     assert "scores.json holds" in capsys.readouterr().out
-    assert score.score(score.parser().parse_args([str(tmp_path / "run"), "--update"])) == 0
-    mended = json.loads((folder / "scores.json").read_text())
+    assert score.main([str(tmp_path / "run"), "--update"]) == 0
+    updated = json.loads((folder / "scores.json").read_text())
     known = json.loads(before["run/evaluation/scores.json"])
-    versions = mended.pop("versions"), known.pop("versions")
+    versions = updated.pop("versions"), known.pop("versions")
     assert versions[0]["sacrebleu"] != versions[1]["sacrebleu"] == "1"
-    assert mended == known
-    assert f"{mended['bleu']['score']:.2f}" in (folder / "scores.txt").read_text()
+    assert updated == known
+    assert f"{updated['bleu']['score']:.2f}" in (folder / "scores.txt").read_text()
     assert sentences.read(folder, 40) == sentences.read(three[0] / "evaluation", 40)
 
 
@@ -439,12 +444,12 @@ def test_what_fails_leaves_the_evaluation_as_it_is(
     shutil.copytree(three[0], tmp_path / "run")
     folder = tmp_path / "run/evaluation"
     sentence("bleu", 12.5)(folder)
-    call = score.parser().parse_args([str(tmp_path / "run"), "--update"])
+    call = [str(tmp_path / "run"), "--update"]
     known = files(tmp_path)
     without("threads")(folder)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"scores.json: threads must be a number, but is left empty; evaluate anew"):
-        score.score(call)
+    with pytest.raises(UserError, match=r"scores.json: field threads is missing; evaluate again"):
+        score.main(call)
     assert files(tmp_path) == before
     (folder / "scores.json").write_bytes(known["run/evaluation/scores.json"])
 
@@ -452,8 +457,8 @@ def test_what_fails_leaves_the_evaluation_as_it_is(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("recipes.metrics.quality.table", failing)
+        patched.setattr("recipes.metrics.score_table.table", failing)
         with pytest.raises(KeyboardInterrupt):
-            score.score(call)
+            score.main(call)
     assert files(tmp_path) == known
-    assert score.score(call) == 0
+    assert score.main(call) == 0

@@ -191,7 +191,7 @@ def arguments_for(data: Path, folder: Path, mini: Path, *more: str) -> argparse.
     )
 
 
-@pytest.mark.parametrize("stage", ["score", "table"])
+@pytest.mark.parametrize("stage", ["quality.score", "score_table.table"])
 def test_a_failing_evaluation_keeps_the_last_one(
     stage: str,
     copied: Path,
@@ -208,7 +208,7 @@ def test_a_failing_evaluation_keeps_the_last_one(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"recipes.metrics.quality.{stage}", interrupted)
+    monkeypatch.setattr(f"recipes.metrics.{stage}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(arguments_for(data, copied, mini), ["recipes/evaluate.sh"])
     assert files(earlier) == {"scores.json": b'{"bleu": "earlier"}'}

@@ -3,14 +3,15 @@
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes.cli import plot_exits
+from recipes.metrics import exit_table
 from recipes.storage import disk
-from tests.support.evaluations import corpus, evaluation, translated
+from tests.support.evaluations import corpus, evaluation, language_model, translated
 from tests.support.recipe_runs import files, recipe, refused
 
 
@@ -55,7 +56,7 @@ def test_the_table_says_what_the_evaluations_say(tmp_path: Path) -> None:
     text = (tmp_path / "out/exits.md").read_text()
     assert text in done.stdout
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    heads = "evaluation|exits|mean exit|tokens by exit|MFLOP a token|BLEU|seconds|sub-words a second"
+    heads = "evaluation|exits|mean exit|tokens by exit|MFLOP per token|BLEU|seconds|tokens per second"
     assert rows[0] == heads.split("|")
     bleu = {
         path: f"{json.loads((path / 'scores.json').read_text())['bleu']['score']:.2f}"
@@ -87,11 +88,10 @@ def test_by_default_it_stands_beside_the_first(tmp_path: Path) -> None:
         (lambda s: s.update(threads=2), ["threads is 2"]),
         (lambda s: s.update(device="GPU"), ["device is GPU"]),
         (lambda s: s["bleu"].update(signature="tok:none"), ["BLEU has the signature tok:none", "score both alike"]),
-        (lambda s: s.pop("blocks"), ["has no blocks", "evaluate anew"]),
-        (lambda s: s.pop("seconds"), ["seconds must be a number", "evaluate anew"]),
-        (lambda s: s["exits"].update(mean="deep"), ["exits.mean must be a number"]),
-        (lambda s: s.update(exits=[]), ["exits is damaged"]),
-        (lambda s: s.update(perplexity=3.0), ["language model"]),
+        (lambda s: s.pop("blocks"), ["field blocks", "is null", "evaluate again"]),
+        (lambda s: s.pop("seconds"), ["field seconds is missing", "evaluate again"]),
+        (lambda s: s["exits"].update(mean="deep"), ["field exits.mean: "]),
+        (lambda s: s.update(exits=[]), ["field exits: "]),
     ],
 )
 def test_refusals(tmp_path: Path, change: Callable[[dict[str, Any]], object], words: list[str]) -> None:
@@ -107,7 +107,7 @@ def test_refusals(tmp_path: Path, change: Callable[[dict[str, Any]], object], wo
     [
         ([], ["EVALUATION"]),
         (["runs/none"], ["no such folder"]),
-        (["runs"], ["holds no scores.json"]),
+        (["runs"], ["no scores.json in it"]),
         (["runs/plain", "runs/plain"], ["given twice"]),
         (["runs/plain", "--output", "runs/plain/evaluation/scores.json"], ["--output"]),
     ],
@@ -137,21 +137,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "exits.md").read_text() == "all"
 
 
-def test_columns_are_the_keys_of_a_row(tmp_path: Path) -> None:
-    plain, *_ = systems(tmp_path)
-    row = plot_exits.row(plot_exits.read(plain).scores)
-    assert {name for _, name in plot_exits.COLUMNS} == {"label"} | set(row)
+def test_a_language_model_is_refused(tmp_path: Path) -> None:
+    plain, full, *_ = systems(tmp_path)
+    language_model(full)
+    refused(recipe("exits", plain, full), "full", "language model")
 
 
 def test_a_line_is_of_one_model(tmp_path: Path) -> None:
     """The points of a policy are joined; those of two models are not, and are told apart by where they lie."""
-    plain, full, low, high = (plot_exits.read(path) for path in systems(tmp_path / "a"))
-    assert plot_exits.series([plain, full, low, high], ["plain", "full", "low", "high"]) == [
+    plain, full, low, high = (exit_table.open_system(path) for path in systems(tmp_path / "a"))
+    assert exit_table.series([plain, full, low, high], ["plain", "full", "low", "high"]) == [
         "models of this depth", "full", "confidence", "confidence"
     ]  # fmt: skip
     labels = ["a/plain", "a/full", "a/low", "a/high", "b/low", "b/plain"]
-    _, _, other, _ = (plot_exits.read(path) for path in systems(tmp_path / "b"))
-    other.scores["training_command"] = "another"
-    assert plot_exits.series([plain, full, low, high, other, plain], labels) == [
+    _, _, other, _ = (exit_table.open_system(path) for path in systems(tmp_path / "b"))
+    other = replace(other, scores=other.scores.model_copy(update={"training_command": "another"}))
+    assert exit_table.series([plain, full, low, high, other, plain], labels) == [
         "models of this depth", "full", "confidence: a", "confidence: a", "confidence: b/low", "models of this depth"
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from recipes.cli import report
-from recipes.metrics import sentences
+from recipes.metrics import breakdown, sentences, significance
 from recipes.metrics import systems as comparing
 from recipes.reporting.labels import labels
 from tests.support import browser, install_chromium
@@ -184,7 +184,7 @@ def test_scores_of_sentences_are_those_of_sentences_jsonl(opened: Page, systems:
 
 def test_tests_and_parts_are_those_of_the_comparison(opened: Page, systems: list[Path]) -> None:
     loaded = [comparing.open_system(run) for run in systems]
-    tests = comparing.paired(loaded, test="bs", samples=100, seed=12345)
+    tests = significance.paired_tests(loaded, test="bs", samples=100, seed=12345)
     figures = opened.run(
         "[...document.querySelectorAll('data[data-figure^=\"test.\"]')].map(data => "
         "[Number(data.closest('tr').dataset.system), data.dataset.figure, Number(data.value)])"
@@ -192,13 +192,13 @@ def test_tests_and_parts_are_those_of_the_comparison(opened: Page, systems: list
     assert len(figures) == 4 * (3 * 2 + 2)
     for number, name, value in figures:
         _, metric, key = name.split(".")
-        assert tests[metric]["systems"][number][key] == value
-    for kind, rows in (("by_length", comparing.by_length(loaded)), ("by_talk", comparing.by_talk(loaded))):
+        assert getattr(tests[metric].systems[number], key) == value
+    for kind, rows in (("by_length", breakdown.by_length(loaded)), ("by_document", breakdown.by_document(loaded))):
         parts = opened.run(
             f"[...document.querySelectorAll('data[data-figure^=\"{kind}.\"]')].map(data => "
             "[data.dataset.figure, Number(data.value)])"
         )
-        expected = {f"{kind}.{place}.{n}": bleu for place, row in enumerate(rows) for n, bleu in enumerate(row["bleu"])}
+        expected = {f"{kind}.{place}.{n}": bleu for place, row in enumerate(rows) for n, bleu in enumerate(row.bleu)}
         assert dict(parts) == expected
         assert len(rows) > 1
 
@@ -449,7 +449,7 @@ def test_a_large_report_keeps_its_size(tmp_path: Path) -> None:
     sources, references = corpus(120)
     sources, references = ([" ".join(line.split()[:12]) for line in lines] for lines in (sources, references))
     for name, seed in (("a", 1), ("b", 2)):
-        evaluation(tmp_path / name, sources, references, translated(references, seed, 0.3), talks=False)
+        evaluation(tmp_path / name, sources, references, translated(references, seed, 0.3), documents=False)
     assert reported(tmp_path / "a", tmp_path / "b", "--samples", 100, "--output", tmp_path / "page.html") == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count("<article") == 120
@@ -550,7 +550,7 @@ def replaced(name: str, index: int, line: str) -> Callable[[Path], object]:
 
 
 def another_source(run: Path) -> None:
-    lines_of(run, sentences.NAME, lambda lines: [lines[0].replace('"source": "', '"source": "z'), *lines[1:]])
+    lines_of(run, sentences.NAME, lambda lines: [lines[0].replace('"source":"', '"source":"z'), *lines[1:]])
 
 
 def another_score(run: Path) -> None:
@@ -572,7 +572,7 @@ EXITS = {"policy": "confidence", "mean": 2.0, "tokens": {}, "mflops_per_token": 
 DEEP = '{"pieces": ["a"], "exits": [4]}'
 LOW = {"kind": "valid", "updates": 1, "loss": "low"}
 WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
-    "no scores": (MEMORY, lambda run: (run / "evaluation/scores.json").unlink(), ["holds no scores.json"]),
+    "no scores": (MEMORY, lambda run: (run / "evaluation/scores.json").unlink(), ["no scores.json in it"]),
     "no run": (DEPTH, shutil.rmtree, ["no such folder"]),
     "no sentences": (PLAIN, lambda run: (run / "evaluation" / sentences.NAME).unlink(), [sentences.NAME, "missing"]),
     "other text": (PLAIN, another_source, ["sentence 1", "another source"]),
@@ -583,13 +583,13 @@ WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
     "another score of a sentence": (
         DEPTH, scored(chrf=1.5), ["sentences.jsonl: BLEU and chrF2 of sentence 2", "1.5", "score.sh --update"]
     ),
-    "a score of a sentence that is none": (DEPTH, scored(chrf=float("nan")), ["line 2 is damaged"]),
-    "no number": (PLAIN, lambda run: changed(run, seconds="fast"), ["seconds must be a number, but is fast"]),
-    "not finite": (PLAIN, lambda run: changed(run, parameters=float("nan")), ["parameters must be a number"]),
-    "exits of another kind": (DEPTH, lambda run: changed(run, exits=[1]), ["exits is damaged"]),
+    "a score of a sentence that is none": (DEPTH, scored(chrf=float("nan")), ["line 2: field chrf: "]),
+    "no number": (PLAIN, lambda run: changed(run, seconds="fast"), ["field seconds: "]),
+    "not finite": (PLAIN, lambda run: changed(run, parameters=float("nan")), ["field parameters: "]),
+    "exits of another kind": (DEPTH, lambda run: changed(run, exits=[1]), ["field exits: "]),
     "slots of another kind": (MEMORY, lambda run: changed(run, slot_usage={"d2": {"used": 1}}), ["slot_usage.d2.kl"]),
     "half a block": (
-        DEPTH, lambda run: changed(run, exits={**EXITS, "blocks": 3.5}), ["exits.blocks must be a whole number", "3.5"]
+        DEPTH, lambda run: changed(run, exits={**EXITS, "blocks": 3.5}), ["field exits.blocks: "]
     ),
     "no exits": (DEPTH, lambda run: (run / "evaluation/exits.jsonl").unlink(), ["exits.jsonl: missing"]),
     "an exit too deep": (DEPTH, replaced("exits.jsonl", 1, DEEP), ["line 2: exit 4 of a decoder with 3 blocks"]),

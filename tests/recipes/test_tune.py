@@ -121,7 +121,7 @@ def test_an_ensemble_is_evaluated_in_a_folder_of_its_own(two: Path, data: Path, 
     assert (folder / "hypotheses.txt").read_bytes() != (two / "found/hypotheses.txt").read_bytes()
     system = comparing.open_system(folder)
     comparing.check_scores(system)  # a real evaluation is what recipes/compare.sh takes
-    assert comparing.search(system).endswith("; mini (checkpoint_best.pt) + other (checkpoint_best.pt)")
+    assert system.scores.searched_with.endswith("; mini (checkpoint_best.pt) + other (checkpoint_best.pt)")
 
 
 def test_models_that_pad_on_other_sides_are_refused(finished: Path, data: Path) -> None:
@@ -191,7 +191,7 @@ def test_from_validation_to_the_call_of_the_evaluation(
     assert scores["tuned"]["file"] == "tuning.json"
     assert scores["tuned"]["rows"] == found["rows"]
     assert "(the best of 4 on valid)" in (two / "found/scores.txt").read_text()
-    assert "(tuned on valid)" in comparing.search(comparing.open_system(two / "found"))
+    assert "(tuned on valid)" in comparing.open_system(two / "found").scores.searched_with
     before = path.read_bytes()
     assert tuned(data, two, mini, *grid) == 0
     assert path.read_bytes() == before  # nothing in it depends on the time

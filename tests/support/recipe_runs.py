@@ -4,12 +4,14 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from tests.support.paths import ROOT
+from thoth_core.errors import UserError
 
 SYLLABLES = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti"]
 
@@ -95,6 +97,16 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in lines[0], lines[0]
     assert "Traceback" not in told
     assert "BLEU = " not in told
+
+
+def refusal(command: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line by which a command in this process refuses its call."""
+    capsys.readouterr()
+    with pytest.raises((UserError, SystemExit)) as caught:
+        command()
+    message = str(caught.value) if isinstance(caught.value, UserError) else capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1, message
+    return message
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,9 +1,10 @@
 """Sections "BLEU by length" and "BLEU by document": the scores of parts of the test set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from recipes.metrics import breakdown
+from recipes.metrics.comparison import Comparison
 from recipes.reporting import charts
 from recipes.reporting.charts import Chart
 from recipes.reporting.sections.section import Figure, Section, figure
@@ -26,22 +27,22 @@ class BreakdownSection(Section):
     chart: Chart | None
 
 
-def _parts(rows: Sequence[Mapping[str, Any]], origin: str) -> list[Part]:
+def _parts(rows: Sequence[breakdown.Part], origin: str) -> list[Part]:
     return [
         Part(
-            row["part"],
-            figure(row["sentences"], "{:,}"),
-            [figure(bleu, origin=f"{origin}.{place}.{number}") for number, bleu in enumerate(row["bleu"])],
+            row.part,
+            figure(row.sentences, "{:,}"),
+            [figure(bleu, origin=f"{origin}.{place}.{number}") for number, bleu in enumerate(row.bleu)],
         )
         for place, row in enumerate(rows)
     ]
 
 
-def length_section(comparison: Mapping[str, Any]) -> BreakdownSection:
-    rows, unit = comparison["by_length"], f"{comparison['length_unit']} of the source"
+def length_section(comparison: Comparison) -> BreakdownSection:
+    rows, unit = comparison.by_length, f"{comparison.length_unit} of the source"
     chart = charts.bar_chart(
-        [row["part"] for row in rows],
-        [row["bleu"] for row in rows],
+        [row.part for row in rows],
+        [row.bleu for row in rows],
         title="BLEU by the length of the source",
         x_label=unit,
         y_label="BLEU",
@@ -51,9 +52,9 @@ def length_section(comparison: Mapping[str, Any]) -> BreakdownSection:
     )
 
 
-def documents_section(comparison: Mapping[str, Any]) -> BreakdownSection | None:
+def documents_section(comparison: Comparison) -> BreakdownSection | None:
     """None for a test set without documents."""
-    rows = _parts(comparison["by_talk"], "by_talk")
+    rows = _parts(comparison.by_document, "by_document")
     if not rows:
         return None
     return BreakdownSection(id="documents", title="BLEU by document", heading="document", rows=rows, chart=None)

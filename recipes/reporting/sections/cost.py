@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipes.metrics import quality
-from recipes.metrics import systems as comparing
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.sections.section import Figure, Section, figure
 
@@ -39,30 +37,29 @@ class CostSection(Section):
 
 def cost_section(systems: Sequence[SystemData]) -> CostSection:
     rows = [_cost(system) for system in systems]
-    return CostSection(rows=rows, ensembles=any(system.scores.get("ensemble") for system in systems))
+    return CostSection(rows=rows, ensembles=any(system.scores.ensemble for system in systems))
 
 
 def _cost(system: SystemData) -> Cost:
-    scores, exits = system.scores, system.scores.get("exits", {})
+    scores, exits = system.scores, system.scores.exits
     updates = [
-        figure(model.get("updates"), "{:,}", origin=f"ensemble.{place - 1}.updates" if place else "updates")
-        for place, model in enumerate(quality.models(scores))
+        figure(model.updates, "{:,}", origin=f"ensemble.{place - 1}.updates" if place else "updates")
+        for place, model in enumerate(scores.models)
     ]
     known = [each for each in updates if each is not None]
-    origin = "" if scores.get("ensemble") else "checkpoint_seconds"
-    overrides = [f"{name} {value}" for name, value in scores.get("overrides", {}).items()]
+    origin = "" if scores.ensemble else "checkpoint_seconds"
     return Cost(
         system,
-        parameters=figure(scores["parameters"], "{:,}", origin="parameters"),
+        parameters=figure(scores.parameters, "{:,}", origin="parameters"),
         updates=known if len(known) == len(updates) else [],
-        minutes=figure(quality.checkpoint_seconds(scores), "{:,.1f}", origin=origin, scale=1 / 60),
-        seconds=figure(scores["seconds"], "{:,.1f}", origin="seconds"),
-        speed=figure(scores["tokens_per_second"], "{:,.0f}", origin="tokens_per_second"),
-        mean_exit=figure(exits.get("mean"), origin="exits.mean"),
-        mflops=figure(exits.get("mflops_per_token"), origin="exits.mflops_per_token"),
-        search="; ".join([comparing.search(system.system), *overrides]),
-        device=scores["device"],
-        threads=figure(scores["threads"], "{:,}", origin="threads"),
-        batch=figure(scores["search"]["max-tokens"], "{:,}", origin="search.max-tokens"),
-        truncated=figure(scores.get("truncated") or None, "{:,}", origin="truncated"),
+        minutes=figure(scores.seconds_of_training, "{:,.1f}", origin=origin, scale=1 / 60),
+        seconds=figure(scores.seconds, "{:,.1f}", origin="seconds"),
+        speed=figure(scores.tokens_per_second, "{:,.0f}", origin="tokens_per_second"),
+        mean_exit=figure(None if exits is None else exits.mean, origin="exits.mean"),
+        mflops=figure(None if exits is None else exits.mflops_per_token, origin="exits.mflops_per_token"),
+        search=scores.searched_with,
+        device=scores.device,
+        threads=figure(scores.threads, "{:,}", origin="threads"),
+        batch=figure(scores.search.max_tokens, "{:,}", origin="search.max-tokens"),
+        truncated=figure(scores.truncated or None, "{:,}", origin="truncated"),
     )

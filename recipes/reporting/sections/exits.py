@@ -60,20 +60,21 @@ def exits_section(systems: Sequence[SystemData], order: Sequence[int]) -> ExitsS
     with_exits = [system for system in systems if system.exits is not None]
     if not with_exits:
         return None
-    blocks = max(system.scores["exits"]["blocks"] for system in with_exits)
+    exits_of = {system.number: exits for system in with_exits if (exits := system.scores.exits) is not None}
+    blocks = max(exits.blocks for exits in exits_of.values())
     rows = [
         ExitCounts(
             system,
-            policy=exits["policy"],
-            mean=figure(exits["mean"], origin="exits.mean"),
-            mflops=figure(exits["mflops_per_token_full_depth"], origin="exits.mflops_per_token_full_depth"),
+            policy=exits.policy,
+            mean=figure(exits.mean, origin="exits.mean"),
+            mflops=figure(exits.mflops_per_token_full_depth, origin="exits.mflops_per_token_full_depth"),
             counts=[
-                figure(exits["tokens"].get(str(exit)), "{:,}", origin=f"exits.tokens.{exit}")
+                figure(exits.tokens.get(str(exit)), "{:,}", origin=f"exits.tokens.{exit}")
                 for exit in range(1, blocks + 1)
             ],
         )
         for system in with_exits
-        for exits in [system.scores["exits"]]
+        for exits in [exits_of[system.number]]
     ]
     sentences = [
         SentenceWithExits(index + 1, [DecodedTokens(system, _tokens(system, index)) for system in with_exits])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipes.metrics import quality
+from recipes.metrics import score_table
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.sections.section import Section
 
@@ -27,5 +27,5 @@ class ProvenanceSection(Section):
 
 
 def provenance_section(systems: Sequence[SystemData], command: str) -> ProvenanceSection:
-    rows = [Provenance(s, quality.table(s.scores), s.scores.get("training_command")) for s in systems]
+    rows = [Provenance(s, score_table.table(s.scores), s.scores.training_command) for s in systems]
     return ProvenanceSection(command=command, rows=rows)

@@ -1,10 +1,10 @@
 """Section "Scores": each metric of each system, with the paired tests against the first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from recipes.metrics import quality
+from recipes.metrics.comparison import Comparison
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.sections.section import Figure, Section, figure
 
@@ -40,22 +40,22 @@ class ScoresSection(Section):
     meaning: str
 
 
-def scores_section(systems: Sequence[SystemData], comparison: Mapping[str, Any]) -> ScoresSection:
-    tests: Mapping[str, Any] = comparison.get("tests", {})
+def scores_section(systems: Sequence[SystemData], comparison: Comparison) -> ScoresSection:
+    tests = comparison.tests
     metrics = []
-    for metric, signature in systems[0].system.signatures.items():
+    for metric, signature in systems[0].scores.signatures.items():
         scores = []
         for system in systems:
-            score = figure(system.scores[metric]["score"], origin=f"{metric}.score")
+            score = figure(system.scores.by_metric[metric].score, origin=f"{metric}.score")
             if not tests:
                 scores.append(Score(score))
                 continue
-            test = tests[metric]["systems"][system.number]
+            test = tests[metric].systems[system.number]
             mean, half_width, p_value = (
-                figure(test[key], form, origin=f"test.{metric}.{key}")
+                figure(getattr(test, key), form, origin=f"test.{metric}.{key}")
                 for key, form in (("mean", "{:,.2f}"), ("ci", "{:,.2f}"), ("p_value", "{:.4f}"))
             )
             scores.append(Score(score, mean, half_width, p_value))
-        test_signature = tests[metric]["signature"] if tests else ""
-        metrics.append(Metric(quality.NAMES[metric], quality.title(metric), signature, test_signature, scores))
-    return ScoresSection(metrics=metrics, tested=bool(tests), meaning=comparison.get("meaning", ""))
+        test_signature = tests[metric].signature if tests else ""
+        metrics.append(Metric(quality.heading(metric), quality.TITLES[metric], signature, test_signature, scores))
+    return ScoresSection(metrics=metrics, tested=bool(tests), meaning=comparison.meaning)

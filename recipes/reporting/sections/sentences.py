@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from recipes.metrics import systems as comparing
+from recipes.metrics import breakdown
 from recipes.reporting import differences
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.differences import Segment
@@ -71,8 +71,8 @@ def sentences_section(
 
 def _sentence(systems: Sequence[SystemData], index: int) -> Sentence:
     first = systems[0].system.sentences[index]
-    spaced = comparing.spaced(systems[0].target_language)
-    lowercase = "case:lc" in systems[0].scores["bleu"]["signature"]
+    spaced = breakdown.has_spaces(systems[0].target_language)
+    lowercase = "case:lc" in systems[0].scores.bleu.signature
     translations = []
     for system in systems:
         line = system.system.sentences[index]
@@ -81,8 +81,8 @@ def _sentence(systems: Sequence[SystemData], index: int) -> Sentence:
         translations.append(Translation(system, bleu, chrf, segments))
     return Sentence(
         number=index + 1,
-        document=first.talk,
-        length=comparing.length(first.source, systems[0].source_language),
+        document=first.document,
+        length=breakdown.length(first.source, systems[0].source_language),
         chrf=[round(system.system.sentences[index].chrf, 4) for system in systems],
         source=first.source,
         reference=first.reference,

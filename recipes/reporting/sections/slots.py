@@ -32,11 +32,11 @@ def slots_section(systems: Sequence[SystemData]) -> SlotsSection | None:
         SlotUsage(
             system,
             layer,
-            used=figure(usage["used"], "{:.1f}%", origin=f"slot_usage.{layer}.used", scale=100),
-            divergence=figure(usage["kl"], origin=f"slot_usage.{layer}.kl"),
+            used=figure(usage.used, "{:.1f}%", origin=f"slot_usage.{layer}.used", scale=100),
+            divergence=figure(usage.kl, origin=f"slot_usage.{layer}.kl"),
             picture=system.slots[layer],
         )
         for system in systems
-        for layer, usage in system.scores.get("slot_usage", {}).items()
+        for layer, usage in system.scores.slot_usage.items()
     ]
     return SlotsSection(rows=rows) if rows else None

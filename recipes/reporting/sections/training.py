@@ -79,5 +79,5 @@ def training_section(systems: Sequence[SystemData]) -> TrainingSection | None:
         validations=validations,
         unrecorded=[system for system in systems if not recorded[system.number]],
         lost=lost,
-        ensembles=[system for system in systems if recorded[system.number] and system.scores.get("ensemble")],
+        ensembles=[system for system in systems if recorded[system.number] and system.scores.ensemble],
     )

@@ -1,4 +1,4 @@
-"""recipes.scoring: sacreBLEU's numbers and signatures, and what it refuses to score."""
+"""recipes.metrics.quality and score_table: sacreBLEU's numbers and signatures, and what it refuses to score."""
 
 import subprocess
 import sys
@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from sacrebleu.metrics import BLEU
 
-from recipes.metrics import quality
+from recipes.config import search
+from recipes.metrics import quality, score_table
+from recipes.metrics.results import TranslationScores
 from thoth_core.errors import UserError
 
 REFERENCES = [
@@ -25,9 +27,9 @@ HYPOTHESES = [
 
 def test_a_perfect_translation() -> None:
     scores = quality.score(REFERENCES, REFERENCES, "en")
-    assert scores["bleu"]["score"] == pytest.approx(100)
-    assert scores["chrf"]["score"] == pytest.approx(100)
-    assert scores["ter"]["score"] == 0
+    assert scores["bleu"].score == pytest.approx(100)
+    assert scores["chrf"].score == pytest.approx(100)
+    assert scores["ter"].score == 0
 
 
 def test_the_scores_are_those_of_sacrebleus_command(tmp_path: Path) -> None:
@@ -41,26 +43,26 @@ def test_the_scores_are_those_of_sacrebleus_command(tmp_path: Path) -> None:
     assert len(told) == 3
     for line, name in zip(told, quality.METRICS, strict=True):
         head, value = line.split(" = ")[:2]
-        assert value.split()[0] == f"{scores[name]['score']:.6f}"
-        assert head.split("|", 1)[1] == scores[name]["signature"]
+        assert value.split()[0] == f"{scores[name].score:.6f}"
+        assert head.split("|", 1)[1] == scores[name].signature
 
 
 def test_signatures_tell_the_settings() -> None:
     scores = quality.score(HYPOTHESES, REFERENCES, "en")
-    assert "case:mixed|eff:no|tok:13a|smooth:exp" in scores["bleu"]["signature"]
-    assert "nc:6|nw:0" in scores["chrf"]["signature"]
-    assert "tok:tercom|norm:no|punct:yes" in scores["ter"]["signature"]
+    assert "case:mixed|eff:no|tok:13a|smooth:exp" in scores["bleu"].signature
+    assert "nc:6|nw:0" in scores["chrf"].signature
+    assert "tok:tercom|norm:no|punct:yes" in scores["ter"].signature
 
 
 def test_the_target_language_chooses_the_tokeniser() -> None:
     chinese = ["我们在公园里踢足球。", "一个男人在遛狗。"]
-    assert "tok:zh" in quality.score(chinese, chinese, "zh_Hans")["bleu"]["signature"]
+    assert "tok:zh" in quality.score(chinese, chinese, "zh_Hans")["bleu"].signature
     scores = quality.score(chinese, chinese, "zh")
-    assert "tok:zh" in scores["bleu"]["signature"]
+    assert "tok:zh" in scores["bleu"].signature
     for three_letters in ("zho", "cmn_Hans", "yue"):
         assert quality.score(chinese, chinese, three_letters) == scores
-    assert "tok:ja-mecab" in quality.score(chinese, chinese, "jpn")["bleu"]["signature"]
-    assert scores["bleu"]["score"] == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)
+    assert "tok:ja-mecab" in quality.score(chinese, chinese, "jpn")["bleu"].signature
+    assert scores["bleu"].score == pytest.approx(BLEU(tokenize="zh").corpus_score(chinese, [chinese]).score)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +82,14 @@ def test_what_cannot_be_scored_is_refused(hypotheses: list[str], references: lis
 
 def test_empty_translations_score_zero() -> None:
     scores = quality.score(["", "", ""], REFERENCES, "en")
-    assert scores["bleu"]["score"] == 0
-    assert scores["chrf"]["score"] == 0
-    assert scores["ter"]["score"] == 100
+    assert scores["bleu"].score == 0
+    assert scores["chrf"].score == 0
+    assert scores["ter"].score == 100
 
 
-def known() -> dict[str, Any]:
-    """As in scores.json."""
-    return {
+def known(**facts: Any) -> TranslationScores:
+    """As in scores.json; `facts` are other values of its fields."""
+    fields: dict[str, Any] = {
         **quality.score(HYPOTHESES, REFERENCES, "en"),
         "corpus": "c",
         "model": "m",
@@ -106,15 +108,19 @@ def known() -> dict[str, Any]:
         "command": "recipes/evaluate.sh c m",
         "commit": "abc",
         "versions": {"torch": "2"},
+        "source_language": "de",
+        "search": search.DEFAULTS,
+        "tokens": 1543,
     }
+    return TranslationScores.model_validate({**fields, **facts})
 
 
 def test_the_table_holds_every_score_and_setting() -> None:
     facts = known()
-    table = quality.table(facts)
+    table = score_table.table(facts)
     for name in quality.METRICS:
-        assert f"{facts[name]['score']:.2f}" in table
-        assert facts[name]["signature"] in table
+        assert f"{getattr(facts, name).score:.2f}" in table
+        assert getattr(facts, name).signature in table
     for word in (
         "5,465,088",
         "checkpoint_best.pt",
@@ -133,8 +139,8 @@ def test_the_table_holds_every_score_and_setting() -> None:
 def test_the_table_of_an_ensemble_names_its_models() -> None:
     """With the training of all together, where it is known of all."""
     other = {"model": "n", "checkpoint": "the average of a.pt, b.pt", "updates": None, "checkpoint_seconds": 30.0}
-    told = known() | {"checkpoint_seconds": 60.0, "truncated": 1234, "ensemble": [other]}
-    lines = quality.table(told).splitlines()
+    of_two = known(checkpoint_seconds=60.0, truncated=1234, ensemble=[other])
+    lines = score_table.table(of_two).splitlines()
     assert lines[0].endswith("model m + n")
     for line in (
         "checkpoint   m (checkpoint_best.pt) + n (the average of a.pt, b.pt)",
@@ -143,4 +149,5 @@ def test_the_table_of_an_ensemble_names_its_models() -> None:
         "truncated    1,234 sentences whose source was cut to the model's length",
     ):
         assert line in lines
-    assert "training " not in quality.table(told | {"ensemble": [other, other | {"checkpoint_seconds": None}]})
+    of_three = known(checkpoint_seconds=60.0, ensemble=[other, other | {"checkpoint_seconds": None}])
+    assert "training " not in score_table.table(of_three)
