@@ -11,7 +11,7 @@ from recipes.reporting.sections.section import Figure, Section, figure
 
 
 @dataclass(frozen=True)
-class Part:
+class PartRow:
     """A part of the test set, such as the sentences of one document."""
 
     name: str
@@ -23,13 +23,13 @@ class Part:
 class BreakdownSection(Section):
     template: str = "breakdown.html.jinja"
     heading: str
-    rows: list[Part]
+    rows: list[PartRow]
     chart: Chart | None
 
 
-def _parts(rows: Sequence[breakdown.Part], origin: str) -> list[Part]:
+def _parts(rows: Sequence[breakdown.Part], origin: str) -> list[PartRow]:
     return [
-        Part(
+        PartRow(
             row.part,
             figure(row.sentences, "{:,}"),
             [figure(bleu, origin=f"{origin}.{place}.{number}") for number, bleu in enumerate(row.bleu)],
