@@ -178,6 +178,19 @@ def test_options_of_recipes_exist(document: Path, helps: dict[str, str]) -> None
                 assert word in known, f"{document.name}: {script} has no {word}"
 
 
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in ROOT.glob("recipes/*.sh") if path.stem != "environment")
+)
+def test_every_option_of_a_recipe_is_documented(script: str, helps: dict[str, str]) -> None:
+    """docs/recipes.md has a section for each recipe, which names every option of it and no other."""
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {script}\n")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(--[a-z0-9-]+)", section))
+    # Options stand at the beginning of a line, or after a comma; others are mentioned in the text of an option.
+    own = set(re.findall(r"(?:^  |\[)(?:-\w, )?(--[a-z0-9-]+)", helps[script], flags=re.M)) - {"--help"}
+    assert documented == own
+
+
 def after(words: list[str], option: str) -> list[int]:
     return [n + 1 for n, word in enumerate(words[:-1]) if word == option]
 

@@ -53,6 +53,30 @@ def test_the_page_names_every_file() -> None:
         results_tables.render(page, {name: result for name, result in results.items() if name != "quickstart"})
 
 
+def test_the_readme_has_the_figures_of_the_summary() -> None:
+    """Scores, differences and p of the models, as the files have them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    compared = 0
+    for result in results_tables.read_results().values():
+        systems = result.systems if isinstance(result, Translations) else []
+        scores = {system.label: system.bleu for system in systems}
+        for system in systems:
+            if system.cost is None or system.difference is None:
+                continue
+            compared += 1
+            (row,) = (line for line in readme.splitlines() if f" {system.name}` |" in line and "seed" in line)
+            p = "p not recorded" if system.difference.p is None else f"p = {system.difference.p:g}"
+            for figure in (
+                f"{system.bleu:.2f}",
+                f"{scores[system.difference.baseline]:.2f}",
+                results_tables.difference_text(system.difference),
+                f"{system.seeds} seed",
+                p,
+            ):
+                assert figure in row, (system.name, figure)
+    assert compared == 3
+
+
 def record(**changes: Any) -> dict[str, Any]:
     systems = [
         {"name": "a", "bleu": 30.0},
