@@ -118,10 +118,10 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def main() -> int:
-    given = sys.argv[1:]
-    arguments = parser().parse_args(given)
+    words = sys.argv[1:]
+    arguments = parser().parse_args(words)
     with disk.disk_errors(Path()), messages.quiet_libraries():
-        return report(arguments, ["recipes/report.sh", *given])
+        return report(arguments, ["recipes/report.sh", *words])
 
 
 if __name__ == "__main__":
