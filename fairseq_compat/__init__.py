@@ -1,23 +1,18 @@
-"""What the plugins share about fairseq: safe loading, launching, saving, clear errors."""
+"""Fixes for fairseq: safe loading, saving, exact resuming, launching, clear errors.
 
-_installed = False
+Importing this package changes nothing. `install` applies the fixes; our commands call it, and so do our models and
+tasks when fairseq sets them up. docs/fairseq_compat.md lists what it replaces.
+"""
 
 
 def install() -> None:
-    """Apply the mends to fairseq that the modules named below describe.
-
-    Every plugin calls it when it is imported; calling it again changes nothing.
-    """
-    global _installed
-    if _installed:
-        return
-    _installed = True
-    from fairseq_compat import batching, checkpoints, errors, launch, numpy_names, randomness, resuming
+    """Apply the fixes that training and decoding need. Calling it again changes nothing."""
+    from fairseq_compat import batching, checkpoint_patches, errors, launch, numpy_names, randomness, resuming
 
     batching.install()
-    checkpoints.install()
+    checkpoint_patches.install()
     resuming.install()
     launch.install()
     randomness.install()
     numpy_names.install()
-    errors.install()
+    errors.install_hook()

@@ -1,11 +1,4 @@
-"""Checkpoints: safe loading, saving that survives a full disk, averaging.
-
-fairseq's faults that are mended here, by replacing the functions that `install` names:
-
-- it cannot load checkpoints of every training mode under torch's safe loading (`--eval-bleu` puts numpy
-  arrays into them, models without a dataclass an argparse.Namespace) and says so in a page of traceback;
-- it copies a new checkpoint over `checkpoint_last.pt` and `checkpoint_best.pt` in place: a disk that fills
-  leaves them truncated.
+"""Files of checkpoints: safe loading, and saving that survives a full disk.
 
 Safe loading (`weights_only=True`) is never switched off: it runs no code of the file.
 """
@@ -17,7 +10,6 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +21,10 @@ from thoth_core.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
-# What checkpoints hold besides tensors and plain Python values. None of these can run code of the file's choice.
+# What fairseq puts into checkpoints besides tensors and plain Python values. None of these can run code of the file's
+# choice. Checkpoints that are saved under our patches hold none of them (see checkpoint_patches).
 SAFE_GLOBALS: list[Any] = [
-    argparse.Namespace,  # the options of models, tasks, ... that have no dataclass
+    argparse.Namespace,  # the options of models and tasks that have no dataclass
     multiarray._reconstruct,  # metrics after --eval-bleu: arrays and scalars
     multiarray.scalar,
     numpy.ndarray,
@@ -57,7 +50,10 @@ def load(path: StrPath) -> dict[str, Any]:
 
 
 def read(path: Path, *, lazily: bool) -> dict[str, Any]:
-    """`load`; lazily: check the file's sums but leave its tensors on the disk until they are used."""
+    """The dictionary that `load` returns.
+
+    With `lazily`, the file's checksums are verified, but its tensors stay on the disk until they are used.
+    """
     is_archive = _check_file(path)
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
@@ -86,7 +82,7 @@ def read(path: Path, *, lazily: bool) -> dict[str, Any]:
 def _check_file(path: Path) -> bool:
     """Refuse a missing, empty, truncated or damaged file, with a message that says which.
 
-    Returns whether it is a zip archive, which torch >= 1.6 writes and whose checksums torch does not look at.
+    Returns whether it is a zip archive, which torch >= 1.6 writes and whose checksums torch does not verify.
     """
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist; check the path, or train first")
@@ -154,7 +150,7 @@ def save(state: dict[str, Any], path: StrPath) -> None:
 def copy_file(source: StrPath, target: StrPath) -> None:
     """Copy a checkpoint so that `target` is either untouched or complete; errors as in `save`.
 
-    A copy and not a hard link: an unmended fairseq-train in the same folder writes into its files in place.
+    A copy and not a hard link: a fairseq-train without our patches writes into the files of the folder in place.
     """
 
     def write(file: BinaryIO) -> None:
@@ -200,7 +196,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def newest_readable(folder: StrPath) -> Path | None:
-    """Return the readable checkpoint of `folder` with the most updates, None if there is none."""
+    """The readable checkpoint of `folder` with the most updates; None if there is none."""
     candidates = []
     for path in Path(folder).glob("checkpoint*.pt"):
         try:
@@ -211,112 +207,3 @@ def newest_readable(folder: StrPath) -> Path | None:
         if "last_optimizer_state" in state:  # else an average: training cannot go on from it
             candidates.append((updates, path.stat().st_mtime_ns, path))
     return max(candidates)[2] if candidates else None
-
-
-def average(paths: Iterable[StrPath]) -> dict[str, Any]:
-    """Return a checkpoint whose parameters are the mean of those in `paths` (float32 or wider), without optimizer.
-
-    Integer tensors and everything else are those of the last path. Raises CheckpointError if the models differ.
-    """
-    total: dict[str, torch.Tensor] = {}
-    count = 0
-    state: dict[str, Any] = {}
-    first: Path | None = None
-    for path in map(Path, paths):
-        state = load(path)
-        model = state.get("model")
-        if not isinstance(model, dict):
-            raise CheckpointError(f"checkpoint {path} holds no model; give checkpoints that fairseq-train wrote")
-        count += 1
-        if first is None:
-            first = path
-            total = {name: _accumulator(value) for name, value in model.items()}
-            continue
-        if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in total.items()}:
-            raise CheckpointError(
-                f"checkpoints {first} and {path} cannot be averaged: their models differ; "
-                "average checkpoints of one training only"
-            )
-        for name, value in model.items():
-            if value.is_floating_point():
-                total[name] += value
-            else:
-                total[name] = value
-    if first is None:
-        raise CheckpointError("no checkpoints to average; give at least one path")
-    for value in total.values():
-        if value.is_floating_point():
-            value /= count
-    state["model"] = total
-    state.pop("last_optimizer_state", None)
-    return state
-
-
-def _accumulator(value: torch.Tensor) -> torch.Tensor:
-    if not value.is_floating_point():
-        return value.clone()
-    return value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
-
-
-def install() -> None:
-    """Replace fairseq's reading and writing of checkpoints by this module's. Called by `fairseq_compat.install`."""
-    from fairseq import checkpoint_utils
-    from fairseq.file_io import PathManager
-
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for a bare torch.load, as resuming on several processes
-    checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
-    checkpoint_utils.torch_persistent_save = _torch_persistent_save
-    PathManager.copy = staticmethod(_path_manager_copy)
-
-
-def _load_checkpoint_to_cpu(
-    path: str, arg_overrides: dict[str, Any] | None = None, load_on_all_ranks: bool = False
-) -> dict[str, Any]:
-    """fairseq.checkpoint_utils.load_checkpoint_to_cpu for local files, through `load`."""
-    from fairseq import checkpoint_utils
-    from fairseq.dataclass.utils import overwrite_args_by_name
-    from omegaconf import OmegaConf
-
-    state = load(path)
-    if "model" not in state:
-        raise CheckpointError(f"checkpoint {path} is not a fairseq checkpoint: it holds no model")
-    if state.get("args") is not None:
-        for name, value in (arg_overrides or {}).items():
-            setattr(state["args"], name, value)
-    if state.get("cfg") is not None:
-        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-        if arg_overrides is not None:
-            overwrite_args_by_name(state["cfg"], arg_overrides)
-    state = checkpoint_utils._upgrade_state_dict(state)
-    check_registered(state, path)
-    return state
-
-
-def check_registered(state: dict[str, Any], path: StrPath) -> None:
-    """Raise CheckpointError if fairseq does not know the checkpoint's task or model: its plugin is not loaded."""
-    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
-    from fairseq.tasks import TASK_REGISTRY
-
-    cfg = state.get("cfg")
-    if cfg is None:
-        return
-    for kind, options, known in (
-        ("model", cfg.get("model"), [ARCH_MODEL_REGISTRY, MODEL_REGISTRY]),
-        ("task", cfg.get("task"), [TASK_REGISTRY]),
-    ):
-        name = getattr(options, "_name", None)
-        if name is not None and not any(name in registry for registry in known):
-            plugin = Path(getattr(cfg.get("common"), "user_dir", None) or "PLUGIN").name
-            raise CheckpointError(
-                f"checkpoint {path} has the {kind} {name}, which is not part of fairseq; "
-                f"load its plugin with --user-dir {plugin}"
-            )
-
-
-def _torch_persistent_save(state: dict[str, Any], filename: str, async_write: bool = False) -> None:
-    save(state, filename)
-
-
-def _path_manager_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-    copy_file(src_path, dst_path)
-    return True

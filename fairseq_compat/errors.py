@@ -6,45 +6,61 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import NoReturn
 
+from fairseq_compat import events
 from thoth_core.errors import Terminated, UserError
 
 
-def main(function: Callable[[], int | None]) -> None:
-    """Run a command line's `function` and exit: 0 or what it returns, 1 on a `UserError`, 130 on Ctrl-C.
+def main(function: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's `function` and exit.
 
-    143 on a `Terminated`. Errors of fairseq and torch that `explain` knows count as `UserError`; others keep their
-    traceback.
+    The status is what it returns (None: 0), 1 after a `UserError`, 130 after Ctrl-C, 143 after a `Terminated`. Errors
+    of fairseq and torch that `explain` knows count as `UserError`; others keep their traceback.
     """
     try:
         status = function()
     except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        status = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     except Exception as error:
         known = explain(error)
         if known is None:
             raise
-        print(f"error: {known}", file=sys.stderr)
-        status = 1
+        refuse(str(known))
     sys.exit(status or 0)
 
 
-def install() -> None:
-    """Let errors that `explain` knows end a Python process with one line instead of a traceback."""
+def refuse(message: str, status: int = 1) -> NoReturn:
+    """Print `error: message`, report it to who reads this process's events, and exit."""
+    print(f"error: {message}", file=sys.stderr)
+    events.report(events.Error(kind="error", message=message))
+    sys.exit(status)
+
+
+def install_hook() -> None:
+    """Let a `UserError` that nobody handles end the process with one line. All else goes to the previous hook.
+
+    fairseq's own commands need it: there, our models and tasks raise their errors outside of `main`.
+    """
     previous = sys.excepthook
+    if getattr(previous, _OURS, False):
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        known = explain(error)
-        if known is None:
-            previous(kind, error, trace)
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
         else:
-            print(f"error: {known}", file=sys.stderr)
+            previous(kind, error, trace)
 
+    setattr(hook, _OURS, True)
     sys.excepthook = hook
 
 
-# Errors of the host by their messages, and what to say instead; groups of the pattern fill the text.
+_OURS = "_fairseq_compat_hook"
+
+
+# Errors of fairseq and torch by their messages, and what to say instead; groups of the pattern fill the text.
 KNOWN: tuple[tuple[str, str], ...] = (
     (
         r"cannot mmap an empty file|Index file doesn't match expected format",
@@ -114,14 +130,17 @@ KNOWN: tuple[tuple[str, str], ...] = (
 
 
 def explain(error: BaseException) -> UserError | None:
-    """Return what to tell the user about a known error of fairseq or torch, None about an unknown one."""
+    """The error to show to the user: a `UserError` among the causes, or ours for a known error of fairseq or torch.
+
+    None for an unknown error.
+    """
     for cause in _chain(error):
         if isinstance(cause, UserError):
             return cause
     for cause in _chain(error):
         frames = [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
         if isinstance(cause, KeyError) and cause.args == ("_name",):
-            return UserError("the checkpoint is a plugin's, which is not loaded; give its --user-dir")
+            return UserError("the checkpoint belongs to a plugin that is not loaded; give its --user-dir")
         if (isinstance(cause, IndexError) and "batch_by_size" in frames) or "The dataset is empty" in str(cause):
             split = "the training set" if "get_train_iterator" in frames else "a split"
             return UserError(
@@ -143,7 +162,7 @@ def explain(error: BaseException) -> UserError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, nearest first."""
+    """The error and its causes, nearest first."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

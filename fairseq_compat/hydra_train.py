@@ -1,13 +1,14 @@
-"""fairseq-hydra-train's drop-in: `python -m fairseq_compat.hydra_train --config-dir DIR --config-name NAME OVERRIDES`.
+"""Drop-in for fairseq-hydra-train.
 
-It differs from that as `fairseq_compat.train` differs from fairseq-train, and fairseq's faults are mended before it
-decides on processes, whether there is a plugin or not: it runs under torchrun, on CPUs too.
+    python -m fairseq_compat.hydra_train --config-dir DIR --config-name NAME OVERRIDES
+
+It differs from fairseq-hydra-train as `fairseq_compat.train` differs from fairseq-train. Our fixes are applied before
+fairseq decides on processes, with a plugin or without: it runs under torchrun, on CPUs too.
 """
 
 import os
 
-import fairseq_compat
-from fairseq_compat import errors, logs
+from fairseq_compat import commands, errors
 from fairseq_compat.train import end_with_torchrun, leave_process_group, run
 from thoth_core import allocator
 from thoth_core.errors import UserError
@@ -17,13 +18,11 @@ def main() -> None:
     """Compose the configuration and train, as fairseq_cli.hydra_train.cli_main does."""
     end_with_torchrun()
     allocator.keep_freed_memory()
-    logs.quiet()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and ends the process
-    from fairseq_cli import hydra_train
+    hydra_train = commands.start("hydra_train")
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    fairseq_compat.install()
     hydra_train.pre_main = run
     try:
         hydra_train.cli_main()

@@ -1,13 +1,13 @@
-"""What a training needs to run as it was asked to: several processes under torchrun, bf16 on the CPU.
+"""Several processes under torchrun, and half precision on the CPU.
 
-fairseq's faults that are mended here, in the configuration that its command lines hand to `call_main`:
+Faults of fairseq that are fixed here, in the configuration that its commands pass to `call_main`:
 
-- torchrun on a machine without GPUs silently runs N separate trainings that write the same files;
-- resuming on several processes fails: fairseq sends the checkpoint around as objects that torch refuses to load;
-- `--bf16` asks for torch_xla, on CPU and GPU alike; `--fp16` on the CPU asks CUDA for its device;
-- `--amp` does nothing on the CPU;
-- processes of one training that were given different options average each other's gradients without a word;
-- faults of the data show late and without their cause (see `fairseq_compat.data`).
+- torchrun on a machine without GPUs silently runs N separate trainings that write the same files.
+- Resuming on several processes fails: fairseq broadcasts the checkpoint as objects that torch refuses to load.
+- `--bf16` requires torch_xla, on CPU and GPU alike; `--fp16` on the CPU asks CUDA for its device.
+- `--amp` does nothing on the CPU.
+- Processes of one training that were given different options silently average each other's gradients.
+- Faults of the data appear late and without their cause (see `fairseq_compat.data`).
 """
 
 import importlib.util
@@ -20,17 +20,19 @@ from typing import Any
 
 import torch
 
-from fairseq_compat import attention, data
+from fairseq_compat import attention, data, errors, patching
 from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Where the function comes from that fairseq-train, fairseq-hydra-train and our own launcher hand to `call_main`.
-TRAINING = ("fairseq_cli.train", "fairseq_compat.train", "__main__")
+# The modules of the functions that commands pass to `call_main`: those that train, and those of fairseq's own commands.
+# Our commands handle errors themselves (`errors.main`).
+TRAINING = ("fairseq_cli.train", "fairseq_cli.hydra_train", "fairseq_compat.train", "__main__")
+FAIRSEQ = ("fairseq_cli.train", "fairseq_cli.hydra_train", "fairseq_cli.interactive", "fairseq_cli.validate")
 
-# Sections of the configuration that decide on the result, and what in them may be a machine's own.
-RESULT = ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common")
-OWN = re.compile(
+# Sections of the configuration that affect the result, and options in them that may differ between machines.
+SECTIONS = ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common")
+LOCAL = re.compile(
     r"data|user_dir|num_workers(_valid)?|save_dir|restore_file|local_rank|device_id|distributed_\w+|log_\w+|tensorboard_\w+"
 )
 
@@ -38,26 +40,33 @@ TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 
 def install() -> None:
-    """Let fairseq's `call_main` see a mended configuration."""
+    """Wrap `call_main`, through which fairseq's commands start."""
     from fairseq.distributed import utils as distributed_utils
 
-    distributed_utils.call_main = _call_main(distributed_utils.call_main)
+    patching.replace(distributed_utils, "call_main", _call_main)
 
 
 def _call_main(call_main: Callable[..., None]) -> Callable[..., None]:
-    def call_main_prepared(cfg: Any, main: Callable[..., None], **arguments: Any) -> None:
+    def prepare_and_call_main(cfg: Any, main: Callable[..., None], **arguments: Any) -> None:
         prepare(cfg)
         if main.__module__ in TRAINING:
             data.check(cfg)
-        call_main(cfg, main, **arguments)
+        try:
+            call_main(cfg, main, **arguments)
+        except Exception as error:
+            known = errors.explain(error) if main.__module__ in FAIRSEQ else None
+            if known is None:
+                raise
+            errors.refuse(str(known))
 
-    return call_main_prepared
+    return prepare_and_call_main
 
 
 def prepare(cfg: Any) -> None:
-    """Mend the configuration `cfg` (of any of fairseq's command lines) in place.
+    """Correct the configuration `cfg` of any of fairseq's commands, in place.
 
-    Raises UserError where what was asked for cannot be had.
+    Raises:
+        UserError: this machine cannot do what the options request.
     """
     prepare_precision(cfg)
     _prepare_processes(cfg, _on_gpu(cfg))
@@ -68,9 +77,9 @@ def _on_gpu(cfg: Any) -> bool:
 
 
 def prepare_precision(cfg: Any) -> None:
-    """The part of `prepare` that holds for any number of processes: half precision. Raises UserError likewise."""
+    """The part of `prepare` that concerns half precision. Raises UserError as `prepare`."""
     if cfg.common.bf16 and importlib.util.find_spec("torch_xla") is None:
-        # fairseq takes bf16 to mean a TPU. Each section has its own copy of the flag.
+        # fairseq takes --bf16 to mean a TPU. Each section has its own copy of the flag.
         for section in [cfg, *(cfg[name] for name in cfg)]:
             if getattr(section, "tpu", False):
                 section.tpu = False
@@ -139,23 +148,23 @@ def _prepare_processes(cfg: Any, on_gpu: bool) -> None:
 
 
 def check_alike(cfg: Any) -> None:
-    """Raise a UserError, in every process, unless all of this training were given the same options."""
+    """Raise a UserError, in every process, unless all processes of this training have the same options."""
     if not torch.distributed.is_initialized():
         return
-    mine = {f"{section}.{name}": value for section in RESULT for name, value in _options(cfg[section]).items()}
-    everyones: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyones, mine)
-    for rank, its in enumerate(everyones):
-        for name in sorted(mine | its):
-            if its.get(name) != everyones[0].get(name):
+    mine = {f"{section}.{name}": value for section in SECTIONS for name, value in _options(cfg[section]).items()}
+    gathered: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, mine)
+    for rank, theirs in enumerate(gathered):
+        for name in sorted(mine | theirs):
+            if theirs.get(name) != gathered[0].get(name):
                 option = name.partition(".")[2].replace("_", "-")
                 raise UserError(
-                    f"--{option} is {its.get(name)} in process {rank}, but {everyones[0].get(name)} in process 0; "
+                    f"--{option} is {theirs.get(name)} in process {rank}, but {gathered[0].get(name)} in process 0; "
                     "start all with the same options"
                 )
 
 
 def _options(section: Any) -> dict[str, str]:
-    """The options in a section, a namespace or a configuration, which decide on the result."""
-    found: Mapping[str, Any] = vars(section) if isinstance(section, Namespace) else section or {}
-    return {str(name): str(found[name]) for name in found if not OWN.fullmatch(str(name))}
+    """The options of a section, a namespace or a configuration, that affect the result."""
+    options: Mapping[str, Any] = vars(section) if isinstance(section, Namespace) else section or {}
+    return {str(name): str(options[name]) for name in options if not LOCAL.fullmatch(str(name))}

@@ -8,7 +8,7 @@ import numpy as np
 def install() -> None:
     """Give NumPy 2 its `compat.long` back.
 
-    fairseq names it where a language model reads sentence by sentence (--sample-break-mode eos) and where pairs are
+    fairseq uses it where a language model reads sentence by sentence (--sample-break-mode eos) and where pairs are
     filtered by length; without it they end in an AttributeError.
     """
     if not hasattr(np, "compat"):

@@ -1,15 +1,16 @@
 """Resuming a training exactly, and from the newest readable checkpoint.
 
-fairseq's faults that are mended here:
+Faults of fairseq that are fixed here:
 
-- a start fails on a truncated `checkpoint_last.pt` although other checkpoints of the folder are readable, and
-  without one (the first save was interrupted) it begins anew and overwrites them;
-- the count of validations without improvement (`--patience`) begins anew at each start;
-- under --bf16 and --fp16 the parameters that the optimizer updates are float32, but only their rounded copies
-  are saved, so a resumed training goes another way; nor is the state of --fp16's loss scale complete;
-- a checkpoint at the end of an epoch is written before the learning rate's scheduler is told the validation loss:
-  a resumed one never is, and `reduce_lr_on_plateau` does not save how many validations were no better either;
-- a training resumed at the end of an epoch tells the mean loss of a part of its first log interval.
+- A start fails on a truncated `checkpoint_last.pt` although other checkpoints of the folder are readable. Without one
+  (the first save was interrupted) it begins from scratch and overwrites them.
+- The count of validations without improvement (`--patience`) restarts at 0.
+- Under --bf16 and --fp16 the optimizer updates float32 parameters, but only their rounded copies are saved, so a
+  resumed training takes another course. The state of --fp16's loss scale is not complete either.
+- A checkpoint at the end of an epoch is written before the learning rate's scheduler sees the validation loss, and a
+  resumed scheduler never sees it. `reduce_lr_on_plateau` does not save its count of validations without improvement.
+- A training that resumes at the end of an epoch reports a mean loss over a part of its first log interval only.
+- `--finetune-from-model` takes over the training time of that model, and `--stop-time-hours` counts it.
 
 Resuming in mid-epoch is exact with `--update-epoch-batch-itr True` only, which is `fairseq_compat.train`'s default.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fairseq_compat import checkpoints
+from fairseq_compat import checkpoints, patching
 from fairseq_compat.checkpoints import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,13 @@ def install() -> None:
     from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule as Plateau
     from fairseq.trainer import Trainer
 
-    checkpoint_utils.load_checkpoint = _load_checkpoint(checkpoint_utils.load_checkpoint)
-    Trainer.save_checkpoint = _save_checkpoint(Trainer.save_checkpoint)
-    FP16Optimizer.state_dict = _state_dict(FP16Optimizer.state_dict)
-    FP16Optimizer.load_state_dict = _load_state_dict(FP16Optimizer.load_state_dict)
-    Plateau.state_dict = _plateau_state_dict(Plateau.state_dict)
-    Plateau.load_state_dict = _load_plateau_state_dict(Plateau.load_state_dict)
-    Plateau.step = _step_plateau(Plateau.step)
+    patching.replace(checkpoint_utils, "load_checkpoint", _load_checkpoint)
+    patching.replace(Trainer, "save_checkpoint", _save_checkpoint)
+    patching.replace(FP16Optimizer, "state_dict", _state_dict)
+    patching.replace(FP16Optimizer, "load_state_dict", _load_state_dict)
+    patching.replace(Plateau, "state_dict", _plateau_state_dict)
+    patching.replace(Plateau, "load_state_dict", _load_plateau_state_dict)
+    patching.replace(Plateau, "step", _step_plateau)
 
 
 def readable_checkpoint(folder: Path, name: str) -> Path:
@@ -73,13 +74,14 @@ def _load_checkpoint(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
             if path is not None and path.name != name:
                 cfg = copy.copy(cfg)
                 cfg.restore_file = str(path)
-                cfg.finetune_from_model = None  # it served the first start only
+                cfg.finetune_from_model = None  # it is for the first start only
         extra_state, epoch_iterator = load_checkpoint(cfg, trainer, **iterator_options)
-        if trainer.get_num_updates() == 0:
-            extra_state = None  # of --finetune-from-model: another training's
+        if trainer.get_num_updates() == 0:  # --finetune-from-model: the state is another training's
+            extra_state = None
+            trainer._previous_training_time = 0
         _restore_early_stopping(extra_state)
         if not cfg.reset_lr_scheduler:
-            _tell_scheduler(trainer, extra_state, epoch_iterator)
+            _update_scheduler(trainer, extra_state, epoch_iterator)
         if not cfg.reset_meters:
             _restore_interval(extra_state)
         return extra_state, epoch_iterator
@@ -98,8 +100,8 @@ def _without_last(cfg: Any, trainer: Any) -> Path | None:
     return newest
 
 
-def _tell_scheduler(trainer: Any, extra_state: dict[str, Any] | None, epoch_iterator: Any) -> None:
-    """What `fairseq_cli.train` does at the end of an epoch after it has saved, if that is where we resume."""
+def _update_scheduler(trainer: Any, extra_state: dict[str, Any] | None, epoch_iterator: Any) -> None:
+    """Do what `fairseq_cli.train` does at the end of an epoch after saving, if the training resumes there."""
     position = (extra_state or {}).get("train_iterator", {})
     next_epoch = position.get("epoch", 1)
     if next_epoch > 1 and not position.get("iterations_in_epoch") and epoch_iterator.next_epoch_idx == next_epoch:
@@ -107,7 +109,7 @@ def _tell_scheduler(trainer: Any, extra_state: dict[str, Any] | None, epoch_iter
 
 
 def _restore_interval(extra_state: dict[str, Any] | None) -> None:
-    """The means of the log interval that has begun, which fairseq forgets with those of the epoch that has ended."""
+    """Restore the means of the current log interval, which fairseq resets with those of the epoch that has ended."""
     from fairseq.logging import metrics
 
     interval = (extra_state or {}).get("metrics", {}).get("train_inner")
@@ -129,7 +131,7 @@ def _restore_early_stopping(extra_state: dict[str, Any] | None) -> None:
 
 
 def _early_stopping() -> dict[str, Any]:
-    """The attributes that `fairseq_cli.train.should_stop_early` keeps its state in; empty if nothing is trained."""
+    """The attributes in which `fairseq_cli.train.should_stop_early` keeps its state; empty if nothing is trained."""
     for module in ("__main__", "fairseq_cli.train"):  # the former when started by `python -m fairseq_cli.train`
         function = getattr(sys.modules.get(module), "should_stop_early", None)
         if function is not None:
@@ -156,7 +158,7 @@ def _load_state_dict(load_state_dict: Callable[..., None]) -> Callable[..., None
     def with_float32_parameters(
         self: Any, state: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
     ) -> None:
-        # Checkpoints of an unmended fairseq do not have these.
+        # Checkpoints of fairseq without our patches do not have these.
         saved = state.get("float32_parameters", [])
         scaler = state.get("loss_scaler", {})
         load_state_dict(self, {k: v for k, v in state.items() if k != "float32_parameters"}, optimizer_overrides)
@@ -201,7 +203,7 @@ def _load_plateau_state_dict(load_state_dict: Callable[..., None]) -> Callable[.
 
 def _step_plateau(step: Callable[..., float]) -> Callable[..., float]:
     def only_after_validation(self: Any, epoch: int, val_loss: float | None = None) -> float:
-        # Without a loss it is told of a start, which is not the end of an epoch.
+        # fairseq also calls it without a loss at each start, which is not the end of an epoch.
         return step(self, epoch, val_loss) if val_loss is not None else self.optimizer.get_lr()
 
     return only_after_validation

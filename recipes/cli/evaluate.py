@@ -153,11 +153,11 @@ def choose_checkpoints(run: Run, checkpoint: str, average: int | None, train_cal
 
 def load(paths: Sequence[Path], train_call: str) -> dict[str, Any]:
     """The checkpoint of one path, or the average of several."""
-    from fairseq_compat import checkpoints
+    from fairseq_compat import averaging, checkpoints
 
     try:
         # The average takes all that is no parameter, the number of updates too, from the last path: the last epoch's.
-        return checkpoints.load(paths[0]) if len(paths) == 1 else checkpoints.average(paths[::-1])
+        return checkpoints.load(paths[0]) if len(paths) == 1 else averaging.average(paths[::-1])
     except checkpoints.CheckpointError as error:
         raise UserError(f"{error}; another --checkpoint may do, or train again: {train_call}") from None
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fairseq_compat
-from fairseq_compat import checkpoints
+from fairseq_compat import averaging, checkpoints
 from fairseq_compat.checkpoints import CheckpointError
 from tests.support.command_lines import TINY, run
 
@@ -59,6 +59,26 @@ def test_loads_what_bare_torch_refuses(tmp_path):
     assert bleu[3] == {"sum": 1.5, "n": 2}
 
 
+def test_what_a_training_saves_loads_without_an_allow_list(tmp_path, tiny_corpus):
+    """A model without a dataclass, and arrays among the metrics: fairseq's own commands load it safely."""
+    bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 5}']
+    save = ["--max-update", 3, "--save-interval-updates", 2, "--save-dir", tmp_path]
+    train = run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *bleu, *save)
+    assert train.status == 0, train.output
+    path = tmp_path / "checkpoint_last.pt"
+    code = (
+        f"import torch; c = torch.load({str(path)!r}); print(c['cfg']['model']['_name'], c['extra_state']['metrics'])"
+    )
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert bare.stdout.startswith("transformer "), bare.stderr
+    assert "_bleu_counts" in bare.stdout
+    generate = run(tmp_path / "log", "fairseq-generate", tiny_corpus, "--path", path, "--cpu")
+    assert generate.status == 0, generate.output
+    resumed = run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *bleu, *save, "--max-update", 5)
+    assert resumed.status == 0, resumed.output
+    assert "num_updates=5" in resumed.output
+
+
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("variable", [None, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, zip_format, variable):
@@ -70,7 +90,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, zip_form
     with pytest.raises(CheckpointError, match=r"hostile.pt is refused: it holds \w+.mkdir, which could run code"):
         checkpoints.load(path)
     with pytest.raises(CheckpointError):
-        checkpoints.average([path])
+        averaging.average([path])
     assert checkpoints.newest_readable(tmp_path) is None
     assert not witness.exists()
     pickle.loads(pickle.dumps(state))  # the attack is real
@@ -171,8 +191,8 @@ def test_unwritable_folder_is_named(tmp_path):
         checkpoints.save(training_state(), tmp_path / "no" / "c.pt")
 
 
-@pytest.mark.parametrize("mended", [False, True], ids=["fairseq", "mended"])
-def test_copy_that_breaks_off(tmp_path, mended):
+@pytest.mark.parametrize("fixed", [False, True], ids=["fairseq", "fixed"])
+def test_copy_that_breaks_off(tmp_path, fixed):
     """Half way, at a limit of file size: fairseq's copy to checkpoint_last.pt destroys the old one."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -195,10 +215,10 @@ def test_copy_that_breaks_off(tmp_path, mended):
         "import os; print(sorted(os.listdir(sys.argv[1])))\n"
         "print('read', torch.load(last)['model']['w'].numel())\n"
     )
-    result = subprocess.run([sys.executable, script, folder, str(mended)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, script, folder, str(fixed)], capture_output=True, text=True)
     assert "File too large" in result.stdout, result.stderr
     assert "['checkpoint1.pt', 'checkpoint_last.pt']" in result.stdout
-    if mended:
+    if fixed:
         assert "read 50000" in result.stdout
     else:
         assert "read" not in result.stdout
@@ -211,7 +231,7 @@ def test_newest_readable(tmp_path):
         checkpoints.save(training_state(updates), tmp_path / name)
     assert checkpoints.newest_readable(tmp_path) == tmp_path / "checkpoint_2_30.pt"
     (tmp_path / "checkpoint_2_30.pt").write_bytes(b"")
-    averaged = checkpoints.average([tmp_path / "checkpoint1.pt"])
+    averaged = averaging.average([tmp_path / "checkpoint1.pt"])
     averaged["optimizer_history"][0]["num_updates"] = 99
     checkpoints.save(averaged, tmp_path / "checkpoint_average.pt")  # training cannot go on from it
     assert checkpoints.newest_readable(tmp_path) == tmp_path / "checkpoint_best.pt"
@@ -227,7 +247,7 @@ def test_average(tmp_path):
             "steps": torch.tensor(number),
         }
         checkpoints.save(training_state(number, **model), paths[-1])
-    state = checkpoints.average(paths)
+    state = averaging.average(paths)
     assert state["model"]["half"].dtype == torch.float32
     assert state["model"]["half"].tolist() == [1.0, 2.0**-8]
     assert state["model"]["double"].dtype == torch.float64
@@ -238,9 +258,9 @@ def test_average(tmp_path):
 
     checkpoints.save(training_state(0, other=torch.zeros(1)), paths[1])
     with pytest.raises(CheckpointError, match=r"checkpoint0.pt and .*checkpoint1.pt cannot be averaged"):
-        checkpoints.average(paths)
+        averaging.average(paths)
     with pytest.raises(CheckpointError, match="no checkpoints to average"):
-        checkpoints.average([])
+        averaging.average([])
 
 
 def test_a_plugin_that_is_not_loaded_is_named(tmp_path):

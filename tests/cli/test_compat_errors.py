@@ -1,4 +1,4 @@
-"""One clear line for each of the host's confusing errors; see fairseq_compat/errors.py and data.py."""
+"""One clear line for each of fairseq's confusing errors; see fairseq_compat/errors.py and data.py."""
 
 import errno
 import shutil
@@ -200,17 +200,17 @@ def test_the_cause_is_found_behind_other_errors():
     [
         ("return None", 0, ""),
         ("return 3", 3, ""),
-        ("raise UserError('file x is bad; mend it')", 1, "error: file x is bad; mend it\n"),
+        ("raise UserError('file x is bad; replace it')", 1, "error: file x is bad; replace it\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         (
             "raise KeyError('_name')",
             1,
-            "error: the checkpoint is a plugin's, which is not loaded; give its --user-dir\n",
+            "error: the checkpoint belongs to a plugin that is not loaded; give its --user-dir\n",
         ),
     ],
 )
 def test_main(capsys, body, status, told):
-    scope: dict = {"errors": errors}
+    scope: dict = {"UserError": UserError}
     exec(f"def function():\n    {body}", scope)
     with pytest.raises(SystemExit) as end:
         errors.main(scope["function"])
@@ -222,11 +222,47 @@ def test_main_leaves_unknown_errors_their_traceback():
         errors.main(lambda: 1 // 0)
 
 
-def test_installed_errors_end_any_process_with_one_line():
-    code = "import fairseq_compat.errors as e; e.install(); raise e.UserError('give --max-grid-cells a number')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (1, "error: give --max-grid-cells a number\n")
-    result = subprocess.run(
-        [sys.executable, "-c", code.replace("e.UserError", "OSError")], capture_output=True, text=True
-    )
-    assert "Traceback" in result.stderr
+PROGRAM = """
+import sys
+import fairseq_compat
+from fairseq_compat import errors
+from thoth_core.errors import UserError
+sys.excepthook = lambda kind, error, trace: print("previous hook:", kind.__name__, file=sys.stderr)
+fairseq_compat.install()
+fairseq_compat.install()
+{statement}
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("raise UserError('give --max-grid-cells a number')", "error: give --max-grid-cells a number"),
+        ("open('/nope')", "previous hook: FileNotFoundError"),  # fairseq's errors and the user's own
+        ("raise ValueError('cannot mmap an empty file')", "previous hook: ValueError"),
+    ],
+)
+def test_the_hook_handles_our_errors_only(statement: str, told: str) -> None:
+    result = subprocess.run([sys.executable, "-c", PROGRAM.format(statement=statement)], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.splitlines()[-1:]) == (1, [told])
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "interactive", "validate"])
+def test_drop_ins_for_fairseq_s_other_commands(tmp_path: Path, tiny_corpus: Path, command: str) -> None:
+    save = ["--save-dir", tmp_path, "--max-update", 1]
+    assert run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *save).status == 0
+    program = f"fairseq_compat.{command}"
+    common = [tiny_corpus, "--task", "translation", "--cpu", "--path"]
+    done = run(tmp_path / "log", program, *common, tmp_path / "checkpoint_last.pt",
+               *(["--input", tiny_corpus.parent / "tiny_text/test.de"] if command == "interactive" else []),
+               *(["--valid-subset", "valid"] if command == "validate" else []))  # fmt: skip
+    assert done.status == 0, done.output
+    assert "UserWarning" not in done.output
+    missing = run(tmp_path / "log", program, *common, tmp_path / "no.pt")
+    assert (missing.status, len(missing.errors)) == (1, 1), missing.output
+    assert "no.pt does not exist" in missing.errors[0]
+    assert "Traceback" not in missing.output
+    wrong = run(tmp_path / "log", program, tiny_corpus, "--task", "translation", "--path", "x", "--quieter")
+    assert wrong.status == 2
+    assert wrong.output == f"error: unrecognized arguments: --quieter; see python -m {program} --help\n"

@@ -6,7 +6,7 @@ import sys
 SENTENCES = """
 import numpy as np, torch
 from fairseq.data import TokenBlockDataset
-if {mended}:
+if {fixed}:
     import fairseq_compat
     fairseq_compat.install()
 lines = [torch.tensor([4, 5, 2]), torch.tensor([6, 2])]
@@ -15,11 +15,11 @@ assert [data[i].tolist() for i in range(len(data))] == [[4, 5, 2], [6, 2]]
 """
 
 
-def sentences(mended: bool) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SENTENCES.format(mended=mended)]
+def sentences(fixed: bool) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SENTENCES.format(fixed=fixed)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_sentences_are_read_one_by_one() -> None:
-    assert "no attribute 'compat'" in sentences(mended=False).stderr, "fairseq or NumPy has mended it: drop ours"
-    assert sentences(mended=True).returncode == 0
+    assert "no attribute 'compat'" in sentences(fixed=False).stderr, "fairseq or NumPy has fixed it: delete ours"
+    assert sentences(fixed=True).returncode == 0

@@ -1,4 +1,4 @@
-"""fairseq drops the last batch; ours does not."""
+"""fairseq drops the last batch; our wrapper keeps it."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,10 @@ from fairseq.data import data_utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_compat import batching
+from fairseq_compat import batching, patching
+
+# fairseq's own, even where another test of this process has installed ours.
+FAIRSEQS = getattr(data_utils.batch_by_size, "__wrapped__", data_utils.batch_by_size)
 
 
 def lengths_of(sizes: list[int]):
@@ -16,9 +19,7 @@ def lengths_of(sizes: list[int]):
 
 
 def test_the_fault() -> None:
-    batches = batching._host_batch_by_size(
-        np.arange(20), **lengths_of([5] * 20), max_tokens=80, required_batch_size_multiple=8
-    )
+    batches = FAIRSEQS(np.arange(20), **lengths_of([5] * 20), max_tokens=80, required_batch_size_multiple=8)
     assert sum(map(len, batches)) == 16
 
 
@@ -28,7 +29,7 @@ def test_the_fault() -> None:
     multiple=st.sampled_from((1, 4, 8)),
 )
 def test_every_sentence_is_in_a_batch(sizes: list[int], max_tokens: int, multiple: int) -> None:
-    batches = batching.batch_by_size(
+    batches = batching.keep_last_batch(FAIRSEQS)(
         list(range(len(sizes))),
         **lengths_of(sizes),
         max_tokens=max_tokens,
@@ -39,7 +40,11 @@ def test_every_sentence_is_in_a_batch(sizes: list[int], max_tokens: int, multipl
         assert len(batch) * max(sizes[index] for index in batch) <= max_tokens
 
 
-def test_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_utils, "batch_by_size", batching._host_batch_by_size)
+def test_installing_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_utils, "batch_by_size", FAIRSEQS)
+    monkeypatch.setattr(data_utils, patching.RECORD, set(), raising=False)
     batching.install()
-    assert data_utils.batch_by_size is batching.batch_by_size
+    wrapped = data_utils.batch_by_size
+    assert wrapped is not FAIRSEQS
+    batching.install()
+    assert data_utils.batch_by_size is wrapped
