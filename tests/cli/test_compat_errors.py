@@ -256,7 +256,7 @@ def test_drop_ins_for_fairseq_s_other_commands(tmp_path: Path, tiny_corpus: Path
     common = [tiny_corpus, "--task", "translation", "--cpu", "--path"]
     done = run(tmp_path / "log", program, *common, tmp_path / "checkpoint_last.pt",
                *(["--input", tiny_corpus.parent / "tiny_text/test.de"] if command == "interactive" else []),
-               *(["--valid-subset", "valid"] if command == "validate" else []))  # fmt: skip
+               *(["--valid-subset", "valid", "--batch-size", 8] if command == "validate" else []))  # fmt: skip
     assert done.status == 0, done.output
     assert "UserWarning" not in done.output
     missing = run(tmp_path / "log", program, *common, tmp_path / "no.pt")
