@@ -3,10 +3,10 @@
     python benchmarks/bench_memory.py [--rounds 9] [--growth 256 512 1024 2048] [--plot FILE]
 
 Plain PyTorch is the published formulation: top-k of both halves, all k·k sums, top-k of these; embedding_bag; a dense
-gradient of the whole table with fused Adam, or a sparse one with SparseAdam. Queries, sub-keys and the query
-projection are trained alike everywhere. A forward pass takes hidden states (T, V), so it includes the query
+gradient of the whole table with fused Adam, or a sparse one with SparseAdam. All formulations train the queries, the
+sub-keys and the query projection in the same way. A forward pass takes hidden states (T, V), so it includes the query
 projection. The floor is the time of the query and score products plus that of reading as many bytes as the selected
-rows have, at the rate of a sum over the table. All ratios are of medians taken in turn within this run.
+rows have, at the rate of a sum over the table. All ratios are medians of pairs timed in turn within this run.
 
 The training step must not grow faster with n than the score products do: the last table shows both, for one value
 dimension that lets the largest table fit into memory.
@@ -30,6 +30,8 @@ from memory_layers import ops
 from memory_layers.row_adam import RowAdam
 from memory_layers.table import ValueTable
 
+BACKEND = "cpu"  # an error if the kernels are not built
+
 
 @dataclass
 class Size:
@@ -44,7 +46,7 @@ class Size:
 
 
 class Memory(nn.Module):
-    """What all formulations share: hidden states (T, V) → queries (T, H, D); sub-keys (H, 2, N, D/2)."""
+    """The part that all formulations share: hidden states (T, V) → queries (T, H, D); sub-keys (H, 2, N, D/2)."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -89,10 +91,10 @@ class Ours(Memory):
 
     def __init__(self, size: Size) -> None:
         super().__init__(size)
-        self.table = ValueTable(size.n**2, size.dim)
+        self.table = ValueTable(size.n**2, size.dim, backend=BACKEND)
 
     def lookup(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.product_key_topk(queries, self.sub_keys, self.size.k)
+        return ops.product_key_topk(queries, self.sub_keys, self.size.k, backend=BACKEND)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.table.lookup(self.queries(x), self.sub_keys, self.size.k)[0]
@@ -105,9 +107,9 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
 
 
 def training_step(model: Plain | Ours) -> Callable[[], None]:
-    """A function that does forward, backward and update."""
+    """A function that runs forward, backward and update."""
     x, grad = batch(model.size)
-    x.requires_grad_()  # a layer below wants its gradient
+    x.requires_grad_()  # a layer below needs its gradient
     dense = [model.query.weight, model.sub_keys]
     optimizers: list[torch.optim.Optimizer | RowAdam] = [torch.optim.Adam(dense, lr=1e-4, fused=True)]
     if isinstance(model, Ours):
@@ -223,11 +225,13 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds after two of warm-up (default 9)")
     parser.add_argument("--growth", type=int, nargs="*", default=[256, 512, 1024, 2048], metavar="N")
-    parser.add_argument("--growth-dim", type=int, default=128, help="value dimension of these (default 128)")
-    parser.add_argument("--plot", type=Path, help="write the growth as a picture, such as growth.svg")
+    parser.add_argument(
+        "--growth-dim", type=int, default=128, help="value dimension of the tables of --growth (default 128)"
+    )
+    parser.add_argument("--plot", type=Path, help="plot the growth into this file, such as growth.svg")
     options = parser.parse_args()
     size = Size(**{name: getattr(options, name) for name in vars(Size())})
-    ops.use("cpu")
+    ops.check_available(BACKEND)
     print(machine())
     print(f"{size}\n")
 

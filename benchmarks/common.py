@@ -6,7 +6,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Timing:
         return f"{1e3 * self.median:9.1f} ms  [{1e3 * low:.1f} .. {1e3 * high:.1f}]"
 
 
-def time_in_turn(functions: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
+def time_in_turn(functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
     """Time the functions in turn (A B C A B C ...), so that a drift of the machine's speed affects all alike."""
     for _ in range(warmup):
         for function in functions.values():

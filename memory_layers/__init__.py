@@ -1,20 +1,15 @@
-"""Product-key memory layers, also as a fairseq plugin: ``fairseq-train --user-dir memory_layers ...``.
+"""Product-key memory layers in plain PyTorch, and a fairseq plugin: ``fairseq-train --user-dir memory_layers ...``.
 
 Lample, Sablayrolles, Ranzato, Denoyer, Jégou: *Large Memory Layers with Product Keys*, NeurIPS 2019 (arXiv
 1907.05242). A layer's feed-forward is replaced by a table of values, of which each token reads a few rows.
 """
 
-import fairseq_compat
+import sys
+from typing import Any
 
-fairseq_compat.install()
-
-from memory_layers import optim  # noqa: E402  (registration needs the mended host)
-from memory_layers.model import MemoryTransformerLanguageModel, MemoryTransformerModel  # noqa: E402
-from memory_layers.product_key import FlatKeyMemory, ProductKeyMemory  # noqa: E402
-from memory_layers.row_adam import RowAdam  # noqa: E402
-from memory_layers.table import ValueTable  # noqa: E402
-
-optim.install()
+from memory_layers.product_key import FlatKeyMemory, ProductKeyMemory
+from memory_layers.row_adam import RowAdam
+from memory_layers.table import ValueTable
 
 __all__ = [
     "FlatKeyMemory",
@@ -23,4 +18,24 @@ __all__ = [
     "ProductKeyMemory",
     "RowAdam",
     "ValueTable",
+    "register",
 ]
+
+
+def register() -> None:
+    """Register the models and the optimizer with fairseq."""
+    from memory_layers import model, optim  # noqa: F401  (the imports register)
+
+
+def __getattr__(name: str) -> Any:
+    """fairseq's models, which are imported when they are first used."""
+    if name in ("MemoryTransformerLanguageModel", "MemoryTransformerModel"):
+        from memory_layers import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# fairseq imports this package for --user-dir, and in processes that it starts.
+if "fairseq" in sys.modules:
+    register()

@@ -1,4 +1,4 @@
-"""Whether something fits into memory, before it is allocated."""
+"""Checks that a tensor fits into memory, before it is allocated."""
 
 import os
 from pathlib import Path
@@ -20,26 +20,26 @@ def available(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    found = []
+    limits = []
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
+                limits.append(1024 * int(line.split()[1]))
     except OSError:
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for folder, limit, usage in CGROUPS:
         try:
             most, used = ((Path(folder) / name).read_text(encoding="ascii").strip() for name in (limit, usage))
             if most != "max":
-                found.append(int(most) - int(used) + _file_cache(Path(folder)))
+                limits.append(int(most) - int(used) + _file_cache(Path(folder)))
         except (OSError, ValueError):
             continue
-    return max(0, min(found)) if found else None
+    return max(0, min(limits)) if limits else None
 
 
 def _file_cache(folder: Path) -> int:
-    """Bytes that count as used although the system takes them back when needed."""
+    """Bytes that count as used although the system reclaims them when they are needed."""
     lines = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
     return sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
 

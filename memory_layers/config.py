@@ -1,4 +1,4 @@
-"""Options of the memories in ``memory_transformer`` and ``memory_transformer_lm``, and what must hold of them.
+"""Options of the memories in ``memory_transformer`` and ``memory_transformer_lm``, and the checks of their values.
 
 Every field becomes a command-line flag (``memory_heads`` → ``--memory-heads``) and a Hydra key
 (``model.memory_heads``). Real annotations are needed here: fairseq evaluates them.
@@ -11,13 +11,15 @@ from typing import Any, Optional
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
-from torch import Tensor
 
 from memory_layers import ops
 from memory_layers.capacity import check_room
 from memory_layers.exchange import processes
 from memory_layers.product_key import QUERY_NORMS
+from memory_layers.table import ValueTable
 from thoth_core.errors import UserError
+
+OPTIMIZER = "product_key_adam"  # the name of the optimizer that trains value tables
 
 
 @dataclass
@@ -27,49 +29,58 @@ class MemoryOptions(FairseqDataclass):
     memory_decoder_layers: Optional[str] = field(
         default=None,
         metadata={
-            "help": "decoder layers that get a memory, counted from 1, as in 2,4; where no layers are named at all, "
-            "the middle one gets it"
+            "help": "decoder layers with a memory, counted from 1, such as 2,4 (default: the middle one, if no encoder "
+            "layers are named either)"
         },
     )
     memory_join: bool = field(
-        default=False, metadata={"help": "add the memory to the layer's feed-forward instead of replacing that"}
+        default=False, metadata={"help": "add the memory to the layer's feed-forward instead of replacing it"}
     )
-    memory_keys: int = field(default=512, metadata={"help": "sub-keys a half: the memory has their square as slots"})
-    memory_heads: int = field(default=4, metadata={"help": "heads"})
-    memory_topk: int = field(default=32, metadata={"help": "slots that a head reads for a token"})
-    memory_key_dim: int = field(default=256, metadata={"help": "dimension of a head's query, twice that of a sub-key"})
+    memory_keys: int = field(
+        default=512,
+        metadata={"help": "number of sub-keys for each half of a query; the memory has the square of it as slots"},
+    )
+    memory_heads: int = field(default=4, metadata={"help": "number of heads"})
+    memory_topk: int = field(default=32, metadata={"help": "number of slots that each head reads for a token"})
+    memory_key_dim: int = field(
+        default=256, metadata={"help": "dimension of a head's query, which is twice that of a sub-key"}
+    )
     memory_value_dim: Optional[int] = field(
-        default=None, metadata={"help": "dimension of the values; if not given, that of the layer"}
+        default=None, metadata={"help": "dimension of the values (default: that of the layer)"}
     )
     memory_query_hidden: Optional[str] = field(
         default=None,
-        metadata={"help": "widths of the query network's hidden layers, as in 1024,512; if not given, there are none"},
+        metadata={"help": "widths of the query network's hidden layers, such as 1024,512 (default: no hidden layers)"},
     )
     memory_query_norm: ChoiceEnum(QUERY_NORMS) = field(  # type: ignore[valid-type]
-        default="batch", metadata={"help": "normalisation of the queries; batch counts real tokens only"}
+        default="batch", metadata={"help": "normalisation of the queries; the statistics of batch exclude padding"}
     )
     memory_input_dropout: float = field(default=0.0, metadata={"help": "dropout on the memory's input"})
     memory_query_dropout: float = field(default=0.0, metadata={"help": "dropout on the queries"})
-    memory_value_dropout: float = field(default=0.0, metadata={"help": "dropout on what was read"})
-    memory_shared_keys: bool = field(default=False, metadata={"help": "one set of sub-keys for all heads"})
+    memory_value_dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the sum of the values that are read"}
+    )
+    memory_shared_keys: bool = field(default=False, metadata={"help": "share one set of sub-keys among all heads"})
     memory_qk_norm: bool = field(
-        default=False, metadata={"help": "normalise queries and sub-keys, with a learned scale a head"}
+        default=False, metadata={"help": "normalise queries and sub-keys, with a learned scale for each head"}
     )
     memory_gated: bool = field(
-        default=False, metadata={"help": "multiply what was read by silu of a projection of the input, then project"}
+        default=False,
+        metadata={"help": "multiply the sum of the values by silu of a projection of the input, then project"},
     )
     memory_flat: bool = field(
-        default=False, metadata={"help": "a key for every slot, all compared with every query: the paper's baseline"}
+        default=False,
+        metadata={"help": "use one key for every slot and compare all with every query (the paper's baseline)"},
     )
-    memory_share_table: bool = field(default=False, metadata={"help": "one table of values for all memories"})
+    memory_share_table: bool = field(default=False, metadata={"help": "share one table of values among all memories"})
     memory_sharded: bool = field(
-        default=False, metadata={"help": "each process keeps a part of the values' dimensions instead of all"}
+        default=False, metadata={"help": "split the dimensions of the values among the processes"}
     )
     memory_backend: ChoiceEnum(ops.BACKENDS) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "cpu, cuda: that device's compiled kernels (an error when they are not built); torch: PyTorch's "
-            "own operators; auto: the kernels where they are built and take the tensors"
+            "help": "implementation of the memories: compiled kernels for the CPU or for CUDA (an error if they are "
+            "not built), PyTorch's own operators, or the kernels where they are built and take the tensors"
         },
     )
 
@@ -79,7 +90,7 @@ class EncoderMemoryOptions(MemoryOptions):
     """For models with an encoder."""
 
     memory_encoder_layers: Optional[str] = field(
-        default=None, metadata={"help": "encoder layers that get a memory, counted from 1"}
+        default=None, metadata={"help": "encoder layers with a memory, counted from 1, such as 2,4"}
     )
 
 
@@ -88,7 +99,7 @@ class MemoryTransformerLMConfig(MemoryOptions, TransformerLanguageModelConfig):
     """``memory_transformer_lm``: fairseq's ``transformer_lm`` with memories."""
 
 
-# What each named architecture changes in the defaults of fairseq's `transformer` and of the options above.
+# Changes of each named architecture to the defaults of fairseq's `transformer` and of the options above.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "memory_transformer_iwslt_de_en": dict(
         encoder_embed_dim=512,
@@ -128,12 +139,12 @@ LM_ARCHITECTURES: dict[str, dict[str, Any]] = {
 def options_of(args: Any) -> EncoderMemoryOptions:
     """The memories' options among all of a model's; those that are absent have their defaults."""
     names = [option.name for option in fields(EncoderMemoryOptions) if option.name != "_name"]
-    given = {name: getattr(args, name, None) for name in names}
-    return EncoderMemoryOptions(**{name: value for name, value in given.items() if value is not None})
+    values = {name: getattr(args, name, None) for name in names}
+    return EncoderMemoryOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder_layers: int) -> dict[str, list[int]]:
-    """Which layers, counted from 1, of ``encoder`` and ``decoder`` get a memory.
+    """The layers of ``encoder`` and ``decoder`` with a memory, counted from 1.
 
     Raises:
         UserError: a layer that does not exist, or is named twice.
@@ -142,13 +153,13 @@ def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder
         if decoder_layers < 1:
             raise UserError(f"--decoder-layers must be at least 1 for a memory in the middle, given {decoder_layers}")
         return {"encoder": [], "decoder": [decoder_layers // 2 + 1]}
-    found = {
+    layers = {
         "encoder": _layers("--memory-encoder-layers", options.memory_encoder_layers, encoder_layers),
         "decoder": _layers("--memory-decoder-layers", options.memory_decoder_layers, decoder_layers),
     }
-    if not any(found.values()):
+    if not any(layers.values()):
         raise UserError("--memory-decoder-layers names no layer: name one, or take --arch transformer")
-    return found
+    return layers
 
 
 def _layers(flag: str, text: str | None, depth: int) -> list[int]:
@@ -160,10 +171,10 @@ def _layers(flag: str, text: str | None, depth: int) -> list[int]:
 
 
 def numbers(flag: str, text: Any) -> list[int]:
-    """The whole numbers of a comma-separated list, or of a list as Hydra reads it; none of None or an empty text.
+    """The whole numbers of a comma-separated list, or of a list as Hydra reads it; [] for None or an empty text.
 
     Raises:
-        UserError: it is no such list.
+        UserError: anything else.
     """
     try:
         parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else str(text).split(",")
@@ -172,23 +183,26 @@ def numbers(flag: str, text: Any) -> list[int]:
         raise UserError(f"{flag} must be whole numbers separated by commas, given {text!r}") from None
 
 
-def check_backend(values: Tensor) -> None:
-    """Raise UserError where the kernels that --memory-backend asks for do not take a table's values."""
+def check_backend(table: ValueTable) -> None:
+    """Raise UserError if --memory-backend names kernels that do not take a table's values."""
     try:
-        ops.check_backend(values)
+        ops.check_takes(table.backend, table.weight)
     except TypeError as error:
         overrides = "{'memory_backend': 'auto'}"
         raise UserError(
-            f'--memory-backend {ops.backend()}: {error} (of a checkpoint: --model-overrides "{overrides}")'
+            f'--memory-backend {table.backend}: {error} (for a checkpoint: --model-overrides "{overrides}")'
         ) from error
 
 
 def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = False) -> None:
-    """Raise UserError, naming option and rule, unless the memories can be built; nothing is allocated before.
+    """Check, before anything is allocated, that the memories can be built.
 
     Args:
-        dims: for every memory the dimension of its layer.
-        eval_bleu: validation is to translate.
+        dims: the dimension of the layer of each memory.
+        eval_bleu: whether validation translates.
+
+    Raises:
+        UserError: an option out of range, or memories too large; the message names the option and the rule.
     """
 
     def must(holds: bool, option: str, rule: str) -> None:
@@ -231,7 +245,7 @@ def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = F
             rule = f"at most {most} with --memory-backend {options.memory_backend}"
             must(getattr(options, option) <= most, option, rule)
     try:
-        ops.use(options.memory_backend)
+        ops.check_available(str(options.memory_backend))
     except RuntimeError as error:
         raise UserError(f"--memory-backend {options.memory_backend}: {error}") from error
     slots = options.memory_keys**2

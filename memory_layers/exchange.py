@@ -1,6 +1,6 @@
-"""Rows of tensors between the processes of torch.distributed, counted.
+"""Exchange of rows between the processes of torch.distributed, with a count of the bytes.
 
-They travel as bytes, since no backend takes every dtype; their number may differ between the processes.
+The rows travel as bytes, since no backend takes every dtype; their number may differ between the processes.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def processes() -> int:
-    """How many there are; 1 where torch.distributed is not initialised."""
+    """The number of processes; 1 if torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class Exchange:
-    """Collective calls, and how many bytes they have brought from other processes (``received``)."""
+    """Collective calls, and the number of bytes received from other processes (``received``)."""
 
     def __init__(self) -> None:
         self.received = 0

@@ -1,139 +1,57 @@
-"""``memory_transformer`` and ``memory_transformer_lm``: fairseq's own Transformers, some layers of which read a memory.
+"""``memory_transformer`` and ``memory_transformer_lm``: fairseq's Transformers with memories in some layers.
 
-The model is built by fairseq, then the feed-forward of the chosen layers is replaced by a memory or joined with one;
-everything else is the host's. Axes: T time, B batch, C channels; the host's layers compute on (T, B, C).
+fairseq builds the model, then the chosen layers become those of :mod:`memory_layers.layers`; everything else is
+fairseq's.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.logging import metrics
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
-from torch import Tensor, nn
+from torch import nn
 
+import fairseq_compat
+from memory_layers import trainer_patches
+from memory_layers.backends import described
 from memory_layers.config import (
     ARCHITECTURES,
     LM_ARCHITECTURES,
     EncoderMemoryOptions,
     MemoryTransformerLMConfig,
     check,
-    check_backend,
     memory_layers_of,
     numbers,
     options_of,
 )
-from memory_layers.exchange import processes
+from memory_layers.layers import MemoryDecoderLayer, MemoryEncoderLayer
 from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory
 from memory_layers.table import ValueTable
 from memory_layers.usage import SlotUsage
-from thoth_core.errors import UserError
+from memory_layers.usage_recording import recorded
 
 logger = logging.getLogger(__name__)
 
 
-class MemoryReader:
-    """Lets one of the host's layers read a memory in the place of its feed-forward, or beside it.
-
-    It is attached by hooks, whichever of the host's classes the layer is of. They are methods of this object, so a
-    deep copy of the model (--store-ema) reads the copied memory. What a hook notes is used within the same call of
-    the layer, also when --checkpoint-activations computes it again.
-    """
-
-    def __init__(self, memory: Memory, *, joined: bool, name: str) -> None:
-        self.memory = memory
-        self.joined = joined
-        self.name = name  # in metrics
-        self.padding: Tensor | None = None  # (B, T), True at padding
-        self.generating = False
-        self.x: Tensor | None = None  # (T, B, C), the feed-forward's input
-
-    def attach(self, layer: Any) -> None:
-        """Put the memory into ``layer``, as ``layer.memory``."""
-        layer.memory = self.memory
-        if not self.joined:
-            layer.fc1 = nn.Identity()
-            layer.activation_fn = nn.Identity()
-            layer.activation_dropout_module = nn.Identity()
-            layer.ffn_layernorm = None
-            layer.fc2 = nn.Identity()
-        layer.self_attn.register_forward_pre_hook(self.note_attention, with_kwargs=True)
-        layer.fc1.register_forward_pre_hook(self.note_input)
-        layer.fc2.register_forward_hook(self.read)
-
-    def note_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The layer's self-attention is told what is padding, and whether the sentence is being generated."""
-        self.padding = kwargs.get("key_padding_mask")
-        self.generating = kwargs.get("incremental_state") is not None
-
-    def note_input(self, module: nn.Module, args: tuple[Tensor]) -> None:
-        """The input of the feed-forward."""
-        (self.x,) = args
-
-    def read(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """The output of the feed-forward becomes the memory's, or their sum: (T, B, C).
-
-        Raises:
-            UserError: decoding step by step with a table that is sharded over processes, or values that the kernels
-                which were asked for do not take.
-        """
-        check_backend(self.memory.table.weight)
-        x, self.x = self.x, None
-        assert x is not None
-        if self.generating and self.memory.table.sharded:
-            raise UserError("a sharded table cannot be decoded with on several processes: decode in a single one")
-        # Attention's keys may begin with the encoder's (--cross-self-attention).
-        padding = None if self.padding is None else self.padding[:, -x.size(0) :].t().to(torch.bool)
-        record = self._record() if self.memory.usage is None else None
-        if record is not None:
-            self.memory.usage = record
-        try:
-            read = self.memory(x, padding)
-        finally:
-            if record is not None:
-                self.memory.usage = None
-        return output + read if self.joined else read
-
-    def _record(self) -> SlotUsage | None:
-        """Where this validation's slot usage is summed up, and logged at its end; None if this is no validation.
-
-        fairseq opens a new root of its metrics for every validation: the record lives and dies with that.
-        """
-        active = metrics.get_active_aggregators()
-        if self.memory.training or self.generating or not active or active[0] is metrics.get_meters("default"):
-            return None
-        records = vars(active[0]).setdefault("memory_usage", {})
-        if self.name not in records:
-            usage = records[self.name] = self.memory.new_usage()
-            metrics.log_derived(f"memory_used_{self.name}", lambda _: round(_of_all_processes(usage).share(), 5))
-            metrics.log_derived(f"memory_kl_{self.name}", lambda _: round(_of_all_processes(usage).kl(), 4))
-        return records[self.name] if self.memory.counts else None
-
-
-def _of_all_processes(usage: SlotUsage) -> SlotUsage:
-    """The sum over processes; all of them ask for their metrics at the end of a validation."""
-    if processes() == 1:
-        return usage
-    total = SlotUsage(n_slots=usage.weights.size(1), heads=usage.weights.size(0), device=usage.weights.device)
-    total.weights.copy_(usage.weights)
-    dist.all_reduce(total.weights)
-    return total
-
-
 class HasMemories(nn.Module):
-    """What both models have in common: memories in the layers of ``encoder`` and ``decoder``."""
+    """The base of both models: memories in the layers of ``encoder`` and ``decoder``."""
 
-    memories: dict[str, Memory]  # by the name of their layer; they are registered there
+    memories: dict[str, Memory]  # by the name of their layer, where they are registered
+    memory_joined: bool
 
-    def put_memories(self, options: EncoderMemoryOptions, layers: dict[str, list[int]]) -> None:
-        """Put the memories into the layers, which are counted from 1."""
+    def put_memories(self, options: EncoderMemoryOptions, layers: dict[str, list[int]], *, offload: bool) -> None:
+        """Replace layers by such with a memory.
+
+        Args:
+            layers: numbers of the layers, from 1, of ``encoder`` and ``decoder``.
+            offload: --offload-activations.
+        """
         self.memories = {}
         self.memory_joined = options.memory_join
         table = None
@@ -143,29 +61,25 @@ class HasMemories(nn.Module):
                 layer: Any = self.get_submodule(name)
                 memory = build_memory(options, layer.embed_dim, table)
                 table = memory.table if options.memory_share_table else None
-                MemoryReader(memory, joined=options.memory_join, name=_short(name)).attach(layer)
+                kind = MemoryEncoderLayer if part == "encoder" else MemoryDecoderLayer
+                self.get_submodule(f"{part}.layers")[number - 1] = kind.replacing(  # type: ignore[operator]
+                    layer, memory, joined=options.memory_join, name=_short(name), offload=offload
+                )
                 self.memories[name] = memory
         sharded = [f"{name}.memory.table.weight" for name in self.memories] if options.memory_sharded else []
         self._ddp_params_and_buffers_to_ignore = sharded  # PyTorch's wrapper would make them all alike
         for name, memory in self.memories.items():
             logger.info("%s has a memory of %s", name, memory.table.extra_repr())
+        logger.info("memory operators: %s", described(str(options.memory_backend)))
 
-    @contextmanager
-    def recorded_usage(self) -> Iterator[dict[str, SlotUsage]]:
-        """Record the slots that are read in evaluation mode within a ``with`` block, by layer ("e2", "d4")."""
-        records = {_short(name): memory.new_usage() for name, memory in self.memories.items()}
-        for memory, record in zip(self.memories.values(), records.values(), strict=True):
-            memory.usage = record
-        try:
-            yield records
-        finally:
-            for memory in self.memories.values():
-                memory.usage = None
+    def recorded_usage(self) -> AbstractContextManager[dict[str, SlotUsage]]:
+        """Record the slots that this thread reads in evaluation mode in a ``with`` block, by layer ("e2", "d4")."""
+        return recorded({_short(name): memory for name, memory in self.memories.items()})
 
     def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make a plain Transformer's state dict fit, in place: the memories in it are this model's, fresh ones."""
+        """Complete a plain Transformer's state dict, in place, with the fresh memories of this model."""
         super().upgrade_state_dict(state_dict)  # type: ignore[misc]
-        if any(".memory." in key for key in state_dict):  # in other layers than this model's: loading tells
+        if any(".memory." in key for key in state_dict):  # memories in other layers: loading refuses them
             return
         for name, memory in self.memories.items():
             if not self.memory_joined:
@@ -177,7 +91,7 @@ class HasMemories(nn.Module):
 
 
 def _short(layer: str) -> str:
-    """ "d4" for "decoder.layers.3": layers are counted from 1 in options, metrics and pictures."""
+    """The name of a layer in metrics and pictures, such as "d4" for "decoder.layers.3"."""
     part, _, index = layer.split(".")
     return f"{part[0]}{int(index) + 1}"
 
@@ -186,7 +100,7 @@ def build_memory(options: EncoderMemoryOptions, dim: int, table: ValueTable | No
     """One memory for a layer of dimension ``dim``, with its own table or a shared one."""
     n_slots, value_dim = options.memory_keys**2, options.memory_value_dim or dim
     if table is None:
-        table = ValueTable(n_slots, value_dim, sharded=options.memory_sharded)
+        table = ValueTable(n_slots, value_dim, sharded=options.memory_sharded, backend=str(options.memory_backend))
     keys = dict(n_slots=n_slots) if options.memory_flat else dict(n_keys=options.memory_keys)
     return (FlatKeyMemory if options.memory_flat else ProductKeyMemory)(
         input_dim=dim,
@@ -207,6 +121,12 @@ def build_memory(options: EncoderMemoryOptions, dim: int, table: ValueTable | No
     )
 
 
+def _prepare_fairseq() -> None:
+    """Fix fairseq, and make its Trainer support value tables."""
+    fairseq_compat.install()
+    trainer_patches.install()
+
+
 def _depth(args: Any, part: str) -> int:
     kept = getattr(args, f"{part}_layers_to_keep", None)
     return len(kept.split(",")) if kept else getattr(args, f"{part}_layers")
@@ -222,7 +142,8 @@ class MemoryTransformerModel(HasMemories, TransformerModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        """The Transformer's options, then the memories'; defaults are the architecture's."""
+        """Add the Transformer's options, then the memories'; the architecture has the defaults."""
+        fairseq_compat.install()
         super().add_args(parser)
         gen_parser_from_dataclass(parser, EncoderMemoryOptions(), delete_default=True)
 
@@ -233,13 +154,16 @@ class MemoryTransformerModel(HasMemories, TransformerModel):
         Raises:
             UserError: an option out of range, options that exclude each other, or memories too large.
         """
+        _prepare_fairseq()
+        if not isinstance(args, Namespace):
+            args = Namespace(**args)  # a configuration, of which fairseq would read the absent options as None
         memory_architecture(args)
         options = options_of(args)
         layers = memory_layers_of(options, _depth(args, "encoder"), _depth(args, "decoder"))
         dims = [args.encoder_embed_dim] * len(layers["encoder"]) + [args.decoder_embed_dim] * len(layers["decoder"])
         check(options, dims=dims, eval_bleu=_eval_bleu(task))
         model = super().build_model(args, task)
-        model.put_memories(options, layers)
+        model.put_memories(options, layers, offload=bool(getattr(args, "offload_activations", False)))
         return model
 
 
@@ -250,11 +174,14 @@ class MemoryTransformerLanguageModel(HasMemories, TransformerLanguageModel):
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "MemoryTransformerLanguageModel":
         """Build the model for a language modelling task; errors as in :class:`MemoryTransformerModel`."""
+        _prepare_fairseq()
+        if isinstance(args, dict):
+            args = Namespace(**args)
         options = options_of(args)
         layers = memory_layers_of(options, 0, _depth(args, "decoder"))
         check(options, dims=[args.decoder_embed_dim] * len(layers["decoder"]))
         model = super().build_model(args, task)
-        model.put_memories(options, layers)
+        model.put_memories(options, layers, offload=bool(getattr(args, "offload_activations", False)))
         return model
 
 

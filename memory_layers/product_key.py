@@ -35,8 +35,8 @@ class TokenBatchNorm(BatchNorm):
         """(T, features) → (T, features)."""
         x, weight, bias = (value.to(self.running_mean.dtype) for value in (input, self.weight, self.bias))
         own = self.training and len(input) >= 2  # the batch's statistics
-        # A pass of training without gradients is one that --checkpoint-activations will do again: the running
-        # statistics take one step for both.
+        # --checkpoint-activations repeats a pass of training without gradients: the running statistics take one step
+        # for both.
         frozen = own and not torch.is_grad_enabled()
         mean, var = (None, None) if frozen else (self.running_mean, self.running_var)
         y = F.batch_norm(x, mean, var, weight, bias, own, self.momentum, self.eps)
@@ -54,7 +54,7 @@ def query_network(*, input_dim: int, hidden_dims: Sequence[int], output_dim: int
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths[:-1]):
         layers += [_linear(before, after, bias=True), nn.ReLU()]
-    layers.append(_linear(widths[-2], output_dim, bias=norm != "batch"))  # batch norm would take a bias away
+    layers.append(_linear(widths[-2], output_dim, bias=norm != "batch"))  # batch norm would remove a bias
     if norm == "batch":
         layers.append(TokenBatchNorm(output_dim))
     elif norm == "layer":
@@ -71,7 +71,7 @@ def _linear(input_dim: int, output_dim: int, *, bias: bool) -> nn.Linear:
 
 
 class Memory(nn.Module, ABC):
-    """What the memories have in common: all but the keys. Construct :class:`ProductKeyMemory` or `FlatKeyMemory`.
+    """The base of :class:`ProductKeyMemory` and :class:`FlatKeyMemory`: everything but the keys.
 
     The output is W₂ (y ⊙ silu(W₁ x)) if ``gated``, else y, through a linear projection if V differs from O, where y
     is the sum over heads and selected slots of weight · value.
@@ -90,14 +90,16 @@ class Memory(nn.Module, ABC):
         query_dropout: on the queries.
         value_dropout: on what was read, (T, V).
         shared_keys: one set of keys for all heads; else each head has its own.
-        qk_norm: scores are cosines (of the halves, for product keys) times a learned factor a head, which starts at
-            the root of the vectors' size.
+        qk_norm: scores are cosines (of the halves, for product keys) times a learned factor for each head, which
+            starts at the root of the vectors' size.
         gated: see above.
         table: a table that other layers share; a new one if None.
+        backend: implementation of the operators (:mod:`memory_layers.ops`); if None that of ``table``, else ``auto``.
 
     Raises:
-        ValueError: sizes below 1, k above the number of keys to choose from, dropout outside [0, 1), a table of other
-            size; before anything is allocated.
+        ValueError: sizes below 1, k above the number of keys to choose from, dropout outside [0, 1), a table of another
+            size or backend; before anything is allocated.
+        RuntimeError: the backend's kernels are not built.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Memory(nn.Module, ABC):
         qk_norm: bool = False,
         gated: bool = False,
         table: ValueTable | None = None,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         output_dim = input_dim if output_dim is None else output_dim
@@ -137,6 +140,8 @@ class Memory(nn.Module, ABC):
             raise ValueError(
                 f"the table must have {n_slots} slots of dimension {value_dim}, given {table.n_slots} of {table.dim}"
             )
+        if table is not None and backend not in (None, table.backend):
+            raise ValueError(f"the backend must be that of the table, {table.backend!r}, given {backend!r}")
         self.input_dim, self.output_dim, self.value_dim, self.n_slots = input_dim, output_dim, value_dim, n_slots
         self.heads, self.k, self.key_dim = heads, k, key_dim
         self.shared_keys = shared_keys
@@ -148,9 +153,7 @@ class Memory(nn.Module, ABC):
         self.qk_scale = nn.Parameter(torch.full((heads,), math.sqrt(self._key_size()))) if qk_norm else None
         self.gate = _linear(input_dim, value_dim, bias=False) if gated else None
         self.project = _linear(value_dim, output_dim, bias=False) if gated or value_dim != output_dim else None
-        self.table = ValueTable(n_slots, value_dim) if table is None else table
-        self.usage: SlotUsage | None = None  # where set, every lookup in evaluation mode is recorded here
-        self.counts = True  # whether a validation's batch is one, and not fairseq's for a process that has none left
+        self.table = ValueTable(n_slots, value_dim, backend=backend or "auto") if table is None else table
 
     @abstractmethod
     def _key_size(self) -> int:
@@ -160,13 +163,14 @@ class Memory(nn.Module, ABC):
     def _read(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """queries (T, H, D) → what is read (T, V), weights (T, H, K) and slots (T, H, K)."""
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None, *, usage: SlotUsage | None = None) -> Tensor:
         """Look every token up.
 
         Args:
             x: (..., C).
             padding_mask: (...) bool, True at padding: those tokens get zeros, read nothing, and count neither in
                 batch norm nor in the usage.
+            usage: where the slots that are read are recorded, in evaluation mode only; see :meth:`new_usage`.
 
         Returns:
             (..., O)
@@ -177,36 +181,36 @@ class Memory(nn.Module, ABC):
         if x.size(-1) != self.input_dim:
             raise ValueError(f"the input's last dimension must be {self.input_dim}, given {tuple(x.shape)}")
         if padding_mask is None:
-            return self._tokens(x.reshape(-1, self.input_dim)).view(*x.shape[:-1], self.output_dim)
+            return self._tokens(x.reshape(-1, self.input_dim), usage).view(*x.shape[:-1], self.output_dim)
         if padding_mask.shape != x.shape[:-1] or padding_mask.dtype != torch.bool:
             raise ValueError(
                 f"padding_mask must be bool of shape {tuple(x.shape[:-1])}, given {padding_mask.dtype} "
                 f"{tuple(padding_mask.shape)}"
             )
         real = ~padding_mask
-        y = self._tokens(x[real])
+        y = self._tokens(x[real], usage)
         return y.new_zeros(*x.shape[:-1], self.output_dim).masked_scatter(real.unsqueeze(-1), y)
 
-    def _tokens(self, x: Tensor) -> Tensor:
+    def _tokens(self, x: Tensor, usage: SlotUsage | None) -> Tensor:
         """(T, C) → (T, O)."""
         drops = self.training or self.retain_dropout
         x = F.dropout(x, self.input_dropout, drops)
         queries = F.dropout(self.query(x), self.query_dropout, drops)
         y, weights, slots = self._read(queries.view(-1, self.heads, self.key_dim))
-        if self.usage is not None and not self.training:
-            self.usage.add(slots, weights)
+        if usage is not None and not self.training:
+            usage.add(slots, weights)
         y = F.dropout(y.to(x.dtype), self.value_dropout, drops)
         if self.gate is not None:
             y = y * F.silu(self.gate(x))
         return y if self.project is None else self.project(y)
 
     def make_generation_fast_(self, retain_dropout: bool = False, retain_dropout_modules: Any = None, **_: Any) -> None:
-        """fairseq tells how decoding will be done: ``--retain-dropout``, of all modules or of those named."""
+        """Prepare for decoding (fairseq calls this): ``--retain-dropout``, of all modules or of those named."""
         named = retain_dropout_modules is None or type(self).__name__ in retain_dropout_modules
         self.retain_dropout = retain_dropout and named
 
     def new_usage(self) -> SlotUsage:
-        """An empty record of this memory's size, to be set as ``usage``."""
+        """An empty record of this memory's size, for :meth:`forward`."""
         return SlotUsage(n_slots=self.n_slots, heads=self.heads, device=self.table.weight.device)
 
     def _new_keys(self, *shape: int) -> nn.Parameter:
@@ -215,7 +219,7 @@ class Memory(nn.Module, ABC):
         return nn.Parameter(torch.empty(1 if self.shared_keys else self.heads, *shape).uniform_(-bound, bound))
 
     def _normalised(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys as they are scored: those of every head, normalised if asked.
+        """Queries and keys as they are scored: those of every head, normalised with ``qk_norm``.
 
         Args:
             queries: (T, H, ..., size).
@@ -235,7 +239,7 @@ class Memory(nn.Module, ABC):
 class ProductKeyMemory(Memory):
     """A memory of N·N slots, whose keys are all pairs of N + N sub-keys of half the dimension (paper, section 3.2).
 
-    The K best of all slots are found exactly. Softmax over each head's K scores gives the weights; heads are summed.
+    The search for the K best slots is exact. Softmax over each head's K scores gives the weights; heads are summed.
 
     Args:
         n_keys: N.
@@ -246,7 +250,7 @@ class ProductKeyMemory(Memory):
 
     def __init__(self, *, input_dim: int, n_keys: int = 512, key_dim: int = 256, k: int = 32, **options: Any) -> None:
         if key_dim % 2:
-            raise ValueError(f"key_dim must be even, for queries are split in two halves, given {key_dim}")
+            raise ValueError(f"key_dim must be even, since queries are split in two halves, given {key_dim}")
         if not 1 <= k <= n_keys:
             raise ValueError(f"k must lie between 1 and n_keys = {n_keys}, given {k}")
         super().__init__(n_slots=n_keys * n_keys, input_dim=input_dim, key_dim=key_dim, k=k, **options)

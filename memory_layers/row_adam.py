@@ -1,8 +1,8 @@
 """Adam on the rows of value tables that were read, and on no others.
 
 Axes as in :mod:`memory_layers.table`. Section 4.1 of the paper: sparse updates with a constant learning rate of
-their own. As in torch.optim.SparseAdam the moments of a row stand still while it is not read; bias correction counts
-the updates of the whole table.
+their own. As in torch.optim.SparseAdam the moments of a row do not change while it is not read; bias correction counts
+the updates of the whole table. The moments are dense tensors of the table's size, allocated at once.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from memory_layers import ops
 from memory_layers.exchange import as_bytes, processes
-from memory_layers.table import RowGradients, ValueTable
+from memory_layers.row_updates import AdamState, AdamStep, RowGradients
+from memory_layers.table import ValueTable
 
 
 class RowAdam:
     """Updates tables from the row gradients that they have collected.
 
     :meth:`step` does everything; to clip by a global norm call :meth:`collect` and :meth:`squared_norm` before. The
-    moments are float32, and under half precision so is a copy of the table (``master``), as in fairseq's --fp16.
+    moments are float32. A table in half precision has a float32 copy too (``master``), as in fairseq's --fp16.
 
     Args:
         tables: each once.
@@ -61,13 +62,13 @@ class RowAdam:
         self._collected: list[RowGradients] | None = None
 
     def collect(self) -> int:
-        """Take the row gradients that the tables have collected since the last update, of all processes.
+        """Take the row gradients that the tables of all processes have collected since the last update.
 
         Where torch.distributed is initialised this is a collective call. The triples of all processes are
-        concatenated in the order of the processes: two of them give the bits that one gives in two batches.
+        concatenated in the order of the processes: two processes give the bits that one gives in two batches.
 
         Returns:
-            the bytes received from other processes, with what sharded tables have received in computing.
+            the bytes received from other processes, including those that sharded tables have received in computing.
         """
         self._collected, received = [], 0
         for table in self.tables:
@@ -86,7 +87,7 @@ class RowAdam:
         total = torch.zeros((), dtype=torch.float64, device=self.tables[0].weight.device)
         shared = torch.zeros_like(total)
         for table, rows in zip(self.tables, self._rows(), strict=True):
-            norm = ops.rows_squared_norm(rows.grad, rows.slots, rows.weights, table.n_slots).to(total)
+            norm = ops.rows_squared_norm(rows, table.n_slots, backend=table.backend).to(total)
             if table.sharded:
                 shared += norm
             else:
@@ -99,23 +100,13 @@ class RowAdam:
     def step(self, scale: float = 1.0) -> None:
         """Update the rows that were read, with ``scale`` times their gradient; then forget it."""
         self.steps += 1
+        numbers = AdamStep(scale, self.lr, *self.betas, self.eps, self.weight_decay, self.steps)
         for i, (table, rows) in enumerate(zip(self.tables, self._rows(), strict=True)):
             values = table.weight.detach()
             if self.master[i] is None and self._keeps_master and values.dtype in (torch.float16, torch.bfloat16):
                 self.master[i] = values.float()
-            ops.rows_adam_(
-                values,
-                self.exp_avg[i],
-                self.exp_avg_sq[i],
-                self.master[i],
-                *rows,
-                scale,
-                self.lr,
-                *self.betas,
-                self.eps,
-                self.weight_decay,
-                self.steps,
-            )
+            state = AdamState(self.exp_avg[i], self.exp_avg_sq[i], self.master[i])
+            ops.rows_adam_(values, state, rows, numbers, backend=table.backend)
         self._collected = None
 
     def zero_grad(self) -> None:
@@ -137,10 +128,10 @@ class RowAdam:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, on any number of processes.
+        """Restore the result of :meth:`state_dict`, on any number of processes.
 
         Raises:
-            ValueError: the state of other tables.
+            ValueError: the state belongs to other tables.
         """
         given = [tuple(table["exp_avg"].shape) for table in state["tables"]]
         expected = [(table.n_slots, table.dim) for table in self.tables]
@@ -162,12 +153,12 @@ class RowAdam:
 
 
 def _zeros(table: ValueTable) -> Tensor:
-    """Moments of a table; on the CPU, memory for their rows is taken only when they are first written."""
+    """Moments of a table, in float32 or better. On the CPU, the system provides a page when it is first written."""
     return torch.zeros_like(table.weight, dtype=torch.promote_types(table.weight.dtype, torch.float32))
 
 
 def _of_all_processes(rows: RowGradients, table: ValueTable) -> RowGradients:
-    """The triples of all processes as one. For each token, grad, slots (as int32) and weights are exchanged."""
+    """Join the triples of all processes. For each token, grad, slots (as int32) and weights are exchanged."""
     bag = torch.tensor([rows.slots.size(1)], device=rows.slots.device)
     dist.all_reduce(bag, op=dist.ReduceOp.MAX)
     grad, slots, weights = rows.widened(int(bag))

@@ -1,15 +1,17 @@
-"""The table of values: read by weighted sums of rows, and never given a gradient of its own size.
+"""The table of values: it is read by weighted sums of rows, and never gets a gradient of its own size.
 
 Axes: T tokens, H heads, K selected slots a head, bag = H·K, n_slots rows, V value dimension.
 
-The gradient of the table is factored: token t adds weights[t, b] · grad[t] to row slots[t, b]. That triple is all
-that is kept (``ValueTable.pending``, one for each backward pass), accumulated, exchanged between processes and
-consumed by :class:`memory_layers.row_adam.RowAdam`. PyTorch's sparse gradients would hold T·bag rows of V instead.
+The gradient of the table stays in factors (:class:`memory_layers.row_updates.RowGradients`): token t adds
+weights[t, b] · grad[t] to row slots[t, b]. Every backward pass appends such a triple to ``ValueTable.pending``;
+:class:`memory_layers.row_adam.RowAdam` exchanges the triples between processes and applies them. PyTorch's sparse
+gradients would hold T·bag rows of V instead.
 """
 
+import functools
 import weakref
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,38 +19,26 @@ from torch import Tensor, nn
 
 from memory_layers import ops
 from memory_layers.exchange import Exchange, processes
+from memory_layers.row_updates import RowGradients
 
 
-class RowGradients(NamedTuple):
-    """A factored gradient: sum over t and b of weights[t, b] · grad[t] into row slots[t, b]."""
+def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.compiler.disable``, which imports the compiler only when a graph is being traced: that takes seconds."""
 
-    grad: Tensor  # (T, V)
-    slots: Tensor  # (T, bag) int64
-    weights: Tensor  # (T, bag)
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments)
+        return function(*arguments)
 
-    @classmethod
-    def concatenated(cls, parts: Sequence["RowGradients"]) -> "RowGradients":
-        """One triple of several, in their order; bags are widened to the widest."""
-        if len(parts) == 1:
-            return parts[0]
-        bag = max(part.slots.size(1) for part in parts)
-        grads, slots, weights = zip(*(part.widened(bag) for part in parts), strict=True)
-        return cls(torch.cat(grads), torch.cat(slots), torch.cat(weights))
-
-    def widened(self, bag: int) -> "RowGradients":
-        """The same gradient with wider bags: the first slot again and again, with a weight of 0."""
-        missing = bag - self.slots.size(1)
-        if missing == 0:
-            return self
-        slots = torch.cat([self.slots, self.slots[:, :1].expand(-1, missing)], dim=1)
-        return RowGradients(self.grad, slots, nn.functional.pad(self.weights, (0, missing)))
+    return call
 
 
 class ValueTable(nn.Module):
     """``weight`` (n_slots, V), drawn from a normal distribution of variance 1/V (the paper's appendix).
 
     ``weight`` requires no gradient as far as PyTorch knows, so no optimizer, no wrapper for data parallelism and no
-    flat buffer takes it; in training mode, every backward pass through :meth:`bag` or :meth:`lookup` appends its
+    flat buffer takes it. In training mode, every backward pass through :meth:`bag` or :meth:`lookup` appends its
     triple to ``pending`` instead. Several layers may use one table.
 
     Args:
@@ -57,9 +47,11 @@ class ValueTable(nn.Module):
         sharded: with several processes (torch.distributed initialised), each keeps V / processes columns of every
             row. All processes must then call the table in lockstep, each with its own tokens. Making a state dict is
             a collective call; the first process's holds the whole table, the others' no row of it.
+        backend: implementation of all operators on this table (:mod:`memory_layers.ops`).
 
     Raises:
-        ValueError: a size below 1, or V not a multiple of the number of processes that share it.
+        ValueError: a size below 1, V not a multiple of the number of processes that share it, or no such backend.
+        RuntimeError: the backend's kernels are not built.
     """
 
     def __init__(
@@ -68,14 +60,17 @@ class ValueTable(nn.Module):
         dim: int,
         *,
         sharded: bool = False,
+        backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if n_slots < 1 or dim < 1:
             raise ValueError(f"a table needs at least one slot and one dimension, given {n_slots} x {dim}")
+        ops.check_available(backend)
         self.n_slots = n_slots
         self.dim = dim
+        self.backend = backend
         self.shards = processes() if sharded else 1
         if dim % self.shards:
             raise ValueError(
@@ -100,8 +95,8 @@ class ValueTable(nn.Module):
         """Draw the values; a shard's are the columns of what one process would draw."""
         if self.weight.is_meta:
             return
-        # Some rows at a time: no whole table where there is to be a shard. A multiple of 16 values, which PyTorch's
-        # generator draws at once, so that the cuts leave no trace.
+        # Some rows at a time, so that a shard never needs a whole table. PyTorch's generator draws 16 values at once:
+        # with multiples of 16 the result is that of a single draw.
         rows = 16 * max(1, (1 << 20) // (16 * self.dim))
         for start in range(0, self.n_slots, rows):
             count = min(rows, self.n_slots - start)
@@ -112,7 +107,7 @@ class ValueTable(nn.Module):
         """Weighted sums of rows: slots (T, bag) int64 and weights (T, bag) → (T, V), differentiable in weights."""
         if self.sharded:
             return self._bag_of_shards(slots, weights)
-        return self._collecting(ops.weighted_bag(self.weight, slots, weights), slots, weights)
+        return self._collecting(ops.weighted_bag(self.weight, slots, weights, backend=self.backend), slots, weights)
 
     def lookup(self, queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """The K best slots of every head, softmax over them, and the bag of all heads.
@@ -126,17 +121,17 @@ class ValueTable(nn.Module):
             output (T, V), weights and slots (T, H, K); all but the slots differentiable in queries and sub_keys.
         """
         if self.sharded:
-            scores, slots = ops.product_key_topk(queries, sub_keys, k)
+            scores, slots = ops.product_key_topk(queries, sub_keys, k, backend=self.backend)
             weights = torch.softmax(scores, dim=-1)
             return self.bag(slots.flatten(1), weights.flatten(1)), weights, slots
-        output, weights, slots = ops.product_key_memory(queries, sub_keys, self.weight, k)
+        output, weights, slots = ops.product_key_memory(queries, sub_keys, self.weight, k, backend=self.backend)
         return self._collecting(output, slots.flatten(1), weights.flatten(1)), weights, slots
 
     def take_pending(self) -> RowGradients:
         """The row gradients since the last call, as one triple (of no tokens if there were none).
 
-        A triple whose gradient is zero throughout is left out, that its rows may stand still: it is of a batch that is
-        ignored, which fairseq gives to a process that has none left, and multiplies the loss by zero.
+        A triple whose gradient is zero throughout is left out, so that its rows and their moments do not change:
+        fairseq gives a process that has no batch left another one, whose loss it multiplies by zero.
         """
         parts, self.pending = [part for part in self.pending if part.grad.any()], []
         if parts:
@@ -178,12 +173,12 @@ class ValueTable(nn.Module):
     def _collecting(self, output: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         return self._collect(output, slots, weights) if self._collects else output
 
-    # What a backward pass appends to a list is no part of a graph.
-    @torch.compiler.disable
+    # A backward pass that appends to a list cannot be part of a graph.
+    @_outside_graphs
     def _collect(self, output: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         return _Collect.apply(output, torch.empty(0, requires_grad=True), slots, weights, self)
 
-    @torch.compiler.disable
+    @_outside_graphs
     def _bag_of_shards(self, slots: Tensor, weights: Tensor) -> Tensor:
         return _ShardedBag.apply(weights, slots, torch.empty(0, requires_grad=self._collects), self)
 
@@ -197,7 +192,7 @@ class ValueTable(nn.Module):
         if not self.sharded:
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
-        # A table that several layers share is met several times; it is gathered and stored once.
+        # A table that several layers share is visited several times; it is gathered and stored once.
         whole = self._gathered() if self._gathered is not None else None
         if whole is None or not any(value is whole for value in destination.values()):
             whole = self.all_columns(self.weight.detach())
@@ -212,10 +207,15 @@ class ValueTable(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def tables_of(model: nn.Module) -> list[ValueTable]:
+    """The value tables of a model, each once."""
+    return [module for module in model.modules() if isinstance(module, ValueTable)]
+
+
 class _Collect(torch.autograd.Function):
     """The identity on the table's output (T, V), whose backward keeps the row gradients.
 
-    ``anchor`` asks for that backward even where the weights do not.
+    ``anchor`` requires that backward even where the weights require none.
     """
 
     @staticmethod
@@ -236,22 +236,22 @@ class _Collect(torch.autograd.Function):
 class _ShardedBag(torch.autograd.Function):
     """The bag of this process's tokens over columns that lie on all processes.
 
-    Every process computes its columns of everybody's tokens: slots and weights are gathered, the sums sent back to
-    whose tokens they are of. Backward likewise: columns of grad are sent out, partial gradients of the weights come
-    back and are added in the order of the processes; the row gradients of all tokens stay where the columns are.
+    Every process computes its columns for the tokens of all: slots and weights are gathered, and the sums return to
+    the process that has the token. In backward, columns of grad are sent out, and partial gradients of the weights
+    return and are added in the order of the processes; the row gradients of all tokens stay where the columns are.
     """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, slots: Tensor, anchor: Tensor, table: ValueTable) -> Tensor:
         """weights and slots (T, bag) → (T, V)."""
-        exchange = table.exchange if table.training else Exchange()  # what a training step costs is counted
-        slots_of = exchange.all_gather(slots.to(torch.int32))  # (T_r, bag) a process r
+        exchange = table.exchange if table.training else Exchange()  # only training steps are counted
+        slots_of = exchange.all_gather(slots.to(torch.int32))  # (T_r, bag) for each process r
         weights_of = exchange.all_gather(weights)
         all_slots, all_weights = torch.cat(slots_of).to(torch.int64), torch.cat(weights_of)
         ctx.tokens = [len(part) for part in slots_of]
         ctx.table = table
         ctx.save_for_backward(all_slots, all_weights)
-        sums = ops.weighted_bag(table.weight, all_slots, all_weights)  # (sum of T_r, V / shards)
+        sums = ops.weighted_bag(table.weight, all_slots, all_weights, backend=table.backend)  # (sum of T_r, V / shards)
         back = exchange.all_to_all(sums, ctx.tokens, [len(slots)] * table.shards)  # (shards · T, V / shards)
         return back.view(table.shards, len(slots), sums.size(1)).transpose(0, 1).reshape(len(slots), table.dim)
 
@@ -267,7 +267,9 @@ class _ShardedBag(torch.autograd.Function):
             table._append(*part)  # a process's tokens
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        partial = ops.weighted_bag_weights_backward(columns, table.weight, slots)  # (sum of T_r, bag)
+        partial = ops.weighted_bag_weights_backward(
+            columns, table.weight, slots, backend=table.backend
+        )  # (sum of T_r, bag)
         partial = partial.to(torch.promote_types(partial.dtype, torch.float32))
         back = table.exchange.all_to_all(partial, ctx.tokens, own)
         return back.view(table.shards, len(grad), slots.size(1)).sum(dim=0).to(weights.dtype), None, None, None

@@ -1,4 +1,4 @@
-"""Which slots of a memory are read: the paper's two figures (section 4.2), and what a picture of them needs.
+"""The slots of a memory that are read: the paper's two figures (section 4.2), and the data of a picture.
 
 Axes: T tokens, H heads, K selected slots, n_slots = N·N for product keys.
 """
@@ -15,7 +15,7 @@ from thoth_core.errors import UserError
 class SlotUsage:
     """Weights accumulated over tokens, slot by slot and head by head.
 
-    ``weights`` (H, n_slots) float64 may be summed over processes before the figures are asked for.
+    ``weights`` (H, n_slots) float64 may be summed over processes before the figures are computed.
     """
 
     def __init__(self, *, n_slots: int, heads: int, device: torch.device | str | None = None) -> None:
@@ -39,8 +39,8 @@ class SlotUsage:
         """Divergence of the usage from uniform, log n_slots + sum z log z with z the normalised weights: 0 is best.
 
         Raises:
-            RuntimeError: nothing was recorded.
-            UserError: a weight that is not finite was.
+            RuntimeError: no lookup was recorded.
+            UserError: a recorded weight is not finite.
         """
         total = self.weights.sum(dim=0)
         if not total.isfinite().all():
@@ -54,7 +54,7 @@ class SlotUsage:
         return max(0.0, math.log(z.numel()) + torch.xlogy(z, z).sum().item())
 
     def figures(self) -> dict[str, Any]:
-        """``share`` and ``kl``, rounded as in the log, and the same of each head alone, as lists of H."""
+        """``share`` and ``kl``, rounded as in the log, and lists of both for each of the H heads alone."""
         each = []
         for weights in self.weights:
             head = SlotUsage(n_slots=weights.numel(), heads=1, device=weights.device)
@@ -71,7 +71,7 @@ class SlotUsage:
         """Each head's usage on the plane of its sub-keys (rows: first half, columns: second half), coarsened.
 
         Args:
-            cells: at most so many cells along an axis.
+            cells: the most cells along an axis.
 
         Returns:
             (H, c, c) float64 with c <= cells: each cell's share of the head's weight; a head without any has zeros.

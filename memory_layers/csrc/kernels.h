@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "adam.h"
 #include "formats.h"
 
 namespace memory_layers {
@@ -26,10 +27,10 @@ struct Integer<double> {
 template <class A>
 using Int = typename Integer<A>::type;
 
-// Elements that loops may read and write beyond the end of what they work on in SelectMemory.
+// Elements that loops may read and write beyond the end of an array of SelectMemory.
 constexpr int64_t kSlack = 64;
 
-// What one thread needs to select; every array is 64-byte aligned and longer by kSlack than said.
+// Scratch memory of one thread for a selection; every array is 64-byte aligned and longer by kSlack than stated.
 template <class A>
 struct SelectMemory {
   using I = Int<A>;
@@ -44,14 +45,8 @@ struct SelectMemory {
   I* index[2];  // as best
 };
 
-// Row counts and constants of one step of Adam; see rows_adam_ in reference.py.
-template <class A>
-struct AdamStep {
-  A scale, decay, beta1, beta2, rest1, rest2, eps, size;
-};
-
-// What a list of rows to be read looks like: row[p] (in rows of `base`) for p < listed, of which the first `count` are
-// used; the others are what will be asked for next.
+// A list of rows to be read: row[p] (in rows of `base`) for p < listed, of which the first `count` are used; the others
+// will be needed next, and are prefetched.
 struct RowList {
   const int64_t* row;
   int64_t count;
@@ -69,8 +64,8 @@ template <class T>
 struct Kernels {
   using A = Acc<T>;
 
-  // The k best sums of two rows of N half scores; 1 <= k <= n. False: ties at the k-th place, infinities or NaN ask for
-  // an exhaustive search, and `*bound` is then a value that the k-th best is not below (NaN where nothing is known).
+  // The k best sums of two rows of N half scores; 1 <= k <= n. False: ties at the k-th place, infinities or NaN require
+  // an exhaustive search, and `*bound` is then a lower bound of the k-th best value (NaN where none is known).
   // Only in Kernels<float> and Kernels<double>.
   bool (*select)(int64_t n, int64_t k, const A* first, const A* second, const SelectMemory<A>&, A* scores,
                  int64_t* slots, A* bound);
@@ -86,7 +81,7 @@ struct Kernels {
   void (*narrow)(int64_t dim, const A* from, T* to);
   double (*squared_norm)(int64_t dim, const A* row);
   // One row; master null: the values themselves are updated.
-  void (*adam)(int64_t dim, const AdamStep<A>&, const A* gradient, T* values, A* exp_avg, A* exp_avg_sq, A* master);
+  void (*adam)(int64_t dim, const AdamNumbers<A>&, const A* gradient, T* values, A* exp_avg, A* exp_avg_sq, A* master);
 };
 
 // The loops for `level`, or for the best level below it that this build has.

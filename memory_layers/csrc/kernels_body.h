@@ -425,9 +425,10 @@ bool best_of_half(int64_t n, int64_t kept, const A* row, const SelectMemory<A>& 
   return true;
 }
 
-// Why this is exact, ties and roundings included: reference.py, _select. The border is the least pairs of ranks beyond
-// (a + 1)(b + 1) <= k; a pair on it is no better than k others at least that are not beyond, so its sum bounds the k-th
-// best from below; and if the k-th best is better than all of the border, it is better than all that lies beyond.
+// Why this is exact, ties and roundings included: reference/selection.py, _select. The border is the least pairs of
+// ranks beyond (a + 1)(b + 1) <= k; a pair on it is no better than k others at least that are not beyond, so its sum
+// bounds the k-th best from below; and if the k-th best is better than all of the border, it is better than all that
+// lies beyond.
 template <class A>
 bool select(int64_t n, int64_t k, const A* first, const A* second, const SelectMemory<A>& memory, A* scores,
             int64_t* slots, A* bound) {
@@ -517,7 +518,7 @@ void softmax(int64_t k, A* scores) {
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
 
-// How many rows ahead to ask for: about 12 KiB, four at least.
+// The number of rows to prefetch: about 12 KiB, at least four.
 template <class T>
 INLINE int64_t rows_ahead(int64_t dim) {
   const int64_t rows = (12 << 10) / (dim * (int64_t)sizeof(T) + 1);
@@ -657,7 +658,8 @@ double squared_norm(int64_t dim, const A* row) {
 }
 
 template <class A>
-INLINE Vec<A> adam_vector(const AdamStep<A>& step, Vec<A> gradient, Vec<A> value, Vec<A>* exp_avg, Vec<A>* exp_avg_sq) {
+INLINE Vec<A> adam_vector(const AdamNumbers<A>& step, Vec<A> gradient, Vec<A> value, Vec<A>* exp_avg,
+                          Vec<A>* exp_avg_sq) {
   const Vec<A> g = gradient * step.scale;
   *exp_avg = *exp_avg * step.beta1 + g * step.rest1;
   *exp_avg_sq = *exp_avg_sq * step.beta2 + g * g * step.rest2;
@@ -665,7 +667,7 @@ INLINE Vec<A> adam_vector(const AdamStep<A>& step, Vec<A> gradient, Vec<A> value
 }
 
 template <class T>
-void adam(int64_t dim, const AdamStep<Acc<T>>& step, const Acc<T>* gradient, T* values, Acc<T>* exp_avg,
+void adam(int64_t dim, const AdamNumbers<Acc<T>>& step, const Acc<T>* gradient, T* values, Acc<T>* exp_avg,
           Acc<T>* exp_avg_sq, Acc<T>* master) {
   typedef Acc<T> A;
   constexpr int64_t L = lanes<A>();

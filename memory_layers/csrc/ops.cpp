@@ -1,6 +1,6 @@
 // memory_layers' CPU operators: checks, scratch memory and threads around the inner loops of kernels.h, and their
-// registration with PyTorch. ops.py defines the schemas, gradients and fake implementations; reference.py says what the
-// operators mean.
+// registration with PyTorch. library.py defines the schemas, gradients and fake implementations; reference/ defines the
+// operators.
 //
 // Axes: T tokens, H heads, N sub-keys a half (N * N slots), K selected slots, D key dimension, V value dimension,
 // bag = H * K slots of one token, P = T * bag pairs (token, slot), U distinct slots.
@@ -40,7 +40,7 @@ using native::level;
 using native::mutable_data;
 using native::wide_type;
 
-// What x and y are accumulated in.
+// The number format in which x and y are accumulated.
 at::ScalarType wide_type(const Tensor& x, const Tensor& y) {
   return y.scalar_type() == at::kDouble ? at::kDouble : wide_type(x);
 }
@@ -94,8 +94,8 @@ Int<A> rank(A score) {
   return bits < 0 ? bits ^ std::numeric_limits<I>::max() : bits;
 }
 
-// The k best of all n * n sums, none left out; for the rows that `select` gives back. `bound`: the k-th best is not
-// below; where it is not NaN there are no infinities among the half scores, nor NaN.
+// The k best of all n * n sums, by exhaustive search; for the rows that `select` returns. `bound`: the k-th best is not
+// below; where it is not NaN the half scores have neither infinities nor NaN.
 template <class A>
 void search(int64_t n, int64_t k, const A* first, const A* second, A bound, A* scores, int64_t* slots) {
   using I = Int<A>;
@@ -116,7 +116,7 @@ void search(int64_t n, int64_t k, const A* first, const A* second, A bound, A* s
       if (static_cast<int64_t>(found.size()) < 2 * k) continue;
       std::nth_element(found.begin(), found.begin() + k - 1, found.end(), better);
       found.resize(k);
-      floor = found[k - 1].first;  // what comes later has a higher slot, so an equal sum is not enough
+      floor = found[k - 1].first;  // later slots are higher, so an equal sum is not enough
     }
   }
   std::partial_sort(found.begin(), found.begin() + k, found.end(), better);
@@ -180,8 +180,8 @@ void check_topk(const char* op, const Tensor& queries, const Tensor& sub_keys) {
               sub_keys.sizes(), " and ", queries.sizes());
 }
 
-// Lookup, with softmax in place of the scores if asked for. The half scores of some tokens and one head at a time: they
-// are selected from while they lie in the cache, and never all in memory.
+// Lookup, with or without softmax over the scores. It computes the half scores of some tokens and one head at a time
+// and selects from them while they lie in the cache; they are never all in memory.
 std::tuple<Tensor, Tensor> lookup(const char* op, const Tensor& queries, const Tensor& sub_keys, int64_t k,
                                   bool softmax) {
   check_topk(op, queries, sub_keys);
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor> lookup(const char* op, const Tensor& queries, const T
     at::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
       if (begin >= tasks) return;
       end = std::min(end, tasks);
-      // Other threads do not know that gradients are dealt with already.
+      // Autograd has been dealt with in the calling thread only.
       const at::AutoDispatchBelowADInplaceOrView guard;
       const SelectScratch<A> scratch(n, k);
       const Tensor memory = at::empty({2, block, n}, q.options());
@@ -540,57 +540,65 @@ void prefetch_row(const E* row, int64_t dim) {
 #endif
 }
 
-void rows_adam_(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                const std::optional<Tensor>& master, const Tensor& grad, const Tensor& slots, const Tensor& weights,
-                double scale, double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
-  const char* op = "rows_adam_";
-  check_floating(op, "values", values, 2);
-  const at::ScalarType type = wide_type(values);
-  const auto check_state = [&](const char* name, const Tensor& state) {
-    TORCH_CHECK(state.sizes() == values.sizes() && state.scalar_type() == type && state.is_contiguous(), op, ": ", name,
-                " must be contiguous ", type, " ", values.sizes(), ", given ", state.scalar_type(), " ", state.sizes());
-  };
-  TORCH_CHECK(values.is_contiguous(), op, ": values must be contiguous");
-  check_state("exp_avg", exp_avg);
-  check_state("exp_avg_sq", exp_avg_sq);
-  if (master) check_state("master", *master);
-  TORCH_CHECK(grad.dim() == 2 && grad.size(1) == values.size(1), op, ": grad must be (tokens, ", values.size(1),
-              "), given ", grad.sizes());
-  TORCH_CHECK(step >= 1, op, ": step counts from 1, given ", step);
-  const int64_t dim = values.size(1);
-  const Pairs pairs = by_slot(op, grad, slots, weights, values.size(0), type);
-  dispatch(op, values, [&](auto value) {
+// The tensors of a table that a step updates: values (n_slots, V), and those of that shape which Adam keeps.
+struct AdamTable {
+  const Tensor &values, &exp_avg, &exp_avg_sq;
+  const std::optional<Tensor>& master;
+
+  void check(const char* op, at::ScalarType wide) const {
+    check_floating(op, "values", values, 2);
+    TORCH_CHECK(values.is_contiguous(), op, ": values must be contiguous");
+    const auto check_state = [&](const char* name, const Tensor& state) {
+      TORCH_CHECK(state.sizes() == values.sizes() && state.scalar_type() == wide && state.is_contiguous(), op, ": ",
+                  name, " must be contiguous ", wide, " ", values.sizes(), ", given ", state.scalar_type(), " ",
+                  state.sizes());
+    };
+    check_state("exp_avg", exp_avg);
+    check_state("exp_avg_sq", exp_avg_sq);
+    if (master) check_state("master", *master);
+  }
+};
+
+void update_rows(const char* op, const AdamTable& table, const Pairs& pairs, const AdamStep& step) {
+  const int64_t dim = table.values.size(1);
+  dispatch(op, table.values, [&](auto value) {
     using T = decltype(value);
     using A = Acc<T>;
-    const AdamStep<A> numbers = {
-        static_cast<A>(scale),
-        static_cast<A>(1 - lr * weight_decay),
-        static_cast<A>(beta1),
-        static_cast<A>(beta2),
-        static_cast<A>(1 - beta1),
-        static_cast<A>(1 - beta2),
-        static_cast<A>(eps),
-        static_cast<A>(lr * std::sqrt(1 - std::pow(beta2, step)) / (1 - std::pow(beta1, step))),
-    };
+    const AdamNumbers<A> numbers = numbers_of<A>(step);
     const auto& loops = kernels<T>(level());
     const int64_t* slot = data<int64_t>(pairs.slots);
-    T* const table = mutable_data<T>(values);
-    A *const m = mutable_data<A>(exp_avg), *const v = mutable_data<A>(exp_avg_sq);
-    A* const wide = master ? mutable_data<A>(*master) : nullptr;
+    T* const values = mutable_data<T>(table.values);
+    A *const m = mutable_data<A>(table.exp_avg), *const v = mutable_data<A>(table.exp_avg_sq);
+    A* const wide = table.master ? mutable_data<A>(*table.master) : nullptr;
     at::parallel_for(0, pairs.rows, 16, [&](int64_t begin, int64_t end) {
       pairs.gradients<A>(begin, end, [&](int64_t row, const A* sum) {
         if (row + 2 < end) {
           const int64_t next = slot[row + 2] * dim;
           prefetch_row(m + next, dim);
           prefetch_row(v + next, dim);
-          prefetch_row(table + next, dim);
+          prefetch_row(values + next, dim);
           if (wide) prefetch_row(wide + next, dim);
         }
         const int64_t place = slot[row] * dim;
-        loops.adam(dim, numbers, sum, table + place, m + place, v + place, wide ? wide + place : nullptr);
+        loops.adam(dim, numbers, sum, values + place, m + place, v + place, wide ? wide + place : nullptr);
       });
     });
   });
+}
+
+// The operator's schema has scalars only.
+void rows_adam_(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                const std::optional<Tensor>& master, const Tensor& grad, const Tensor& slots, const Tensor& weights,
+                double scale, double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
+  const char* op = "rows_adam_";
+  const at::ScalarType type = wide_type(values);
+  const AdamTable table{values, exp_avg, exp_avg_sq, master};
+  table.check(op, type);
+  TORCH_CHECK(grad.dim() == 2 && grad.size(1) == values.size(1), op, ": grad must be (tokens, ", values.size(1),
+              "), given ", grad.sizes());
+  TORCH_CHECK(step >= 1, op, ": step counts from 1, given ", step);
+  const Pairs pairs = by_slot(op, grad, slots, weights, values.size(0), type);
+  update_rows(op, table, pairs, {scale, lr, beta1, beta2, eps, weight_decay, step});
 }
 
 }  // namespace

@@ -60,7 +60,8 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
     together = translator.slot_usage(sentences, translations, 10_000)["d1"].weights
     assert alone.sum(1).tolist() == pytest.approx([tokens, tokens])  # padding reads nothing, softmax sums to one
     assert (alone - together).abs().max() < 1e-4
-    assert all(memory.usage is None for memory in translator.model.memories.values())
+    with translator.model.recorded_usage() as fresh:
+        assert all(usage.weights.sum() == 0 for usage in fresh.values())
 
 
 def test_a_model_without_memories_has_no_usage(finished: Path, data: Path) -> None:

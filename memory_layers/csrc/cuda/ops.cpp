@@ -1,5 +1,5 @@
-// The CUDA implementations of the operators that ops.py defines: checks, conversions and scratch memory around the
-// launches of kernels.h. Matrix products go to cuBLAS. Definitions: memory_layers/reference.py.
+// The CUDA implementations of the operators that library.py defines: checks, conversions and scratch memory around the
+// launches of kernels.h. Matrix products go to cuBLAS. Definitions: memory_layers/reference/.
 //
 // Axes: T tokens, H heads, N sub-keys a half, K selected slots, D key dimension, V columns of the table, bag = H·K.
 #include <ATen/core/Tensor.h>
@@ -65,7 +65,7 @@ void check_weights(const char* op, const Tensor& slots, const Tensor& weights) {
 void check_k(const char* op, int64_t k, int64_t n) {
   TORCH_CHECK(1 <= k && k <= n, op, ": k must lie between 1 and the number of sub-keys n = ", n, ", given ", k);
   TORCH_CHECK(k <= kMaxK && n <= kMaxN, op, ": the CUDA kernels take k up to ", kMaxK, " and n up to ", kMaxN,
-              ", given ", k, " and ", n, "; memory_layers.ops.use('torch') takes any");
+              ", given ", k, " and ", n, "; the backend 'torch' takes any");
 }
 
 template <class... Tensors>
@@ -328,39 +328,52 @@ Tensor rows_squared_norm(const Tensor& grad, const Tensor& slots, const Tensor& 
   return norms.sum();
 }
 
+// The tensors of a table that a step updates: values (n_slots, V), and those of that shape which Adam keeps.
+struct AdamTable {
+  const Tensor &values, &exp_avg, &exp_avg_sq;
+  const std::optional<Tensor>& master;
+
+  void check(const char* op, at::ScalarType wide) const {
+    check_table(op, values);
+    TORCH_CHECK(values.is_contiguous(), op, ": values must be contiguous, given strides ", values.strides());
+    const auto check_state = [&](const char* name, const Tensor& state) {
+      check_device(op, values, state);
+      TORCH_CHECK(state.sizes() == values.sizes() && state.scalar_type() == wide && state.is_contiguous(), op, ": ",
+                  name, " must be contiguous ", wide, " of values' shape ", values.sizes(), ", given ",
+                  state.scalar_type(), " ", state.sizes(), state.is_contiguous() ? "" : ", not contiguous");
+    };
+    check_state("exp_avg", exp_avg);
+    check_state("exp_avg_sq", exp_avg_sq);
+    if (master) check_state("master", *master);
+  }
+};
+
+void update_rows(const char* op, const AdamTable& table, const Factors& factors, const AdamStep& step) {
+  with_values(op, table.values.scalar_type(), [&](auto type) {
+    using S = decltype(type);
+    using A = Wide<S>;
+    checked_launch(factors.pairs<A>(),
+                   Adam<S>{mutable_data<S>(table.values), mutable_data<A>(table.exp_avg),
+                           mutable_data<A>(table.exp_avg_sq), table.master ? mutable_data<A>(*table.master) : nullptr,
+                           table.master.has_value(), numbers_of<A>(step)});
+  });
+}
+
+// The operator's schema has scalars only.
 void rows_adam_(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                 const std::optional<Tensor>& master, const Tensor& grad, const Tensor& slots, const Tensor& weights,
                 double scale, double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
   const char* op = "rows_adam_";
-  check_table(op, values);
   const at::ScalarType dtype = accumulation(values);
-  const auto check_state = [&](const char* name, const Tensor& state) {
-    check_device(op, values, state);
-    TORCH_CHECK(state.sizes() == values.sizes() && state.scalar_type() == dtype && state.is_contiguous(), op, ": ",
-                name, " must be contiguous ", dtype, " of values' shape ", values.sizes(), ", given ",
-                state.scalar_type(), " ", state.sizes(), state.is_contiguous() ? "" : ", not contiguous");
-  };
-  TORCH_CHECK(values.is_contiguous(), op, ": values must be contiguous, given strides ", values.strides());
-  check_state("exp_avg", exp_avg);
-  check_state("exp_avg_sq", exp_avg_sq);
-  if (master) check_state("master", *master);
+  const AdamTable table{values, exp_avg, exp_avg_sq, master};
+  table.check(op, dtype);
   check_device(op, values, grad);
   TORCH_CHECK(grad.dim() == 2 && grad.size(1) == values.size(1), op, ": grad must have values' dim ", values.size(1),
               ", given ", grad.sizes());
   TORCH_CHECK(step >= 1, op, ": step counts from 1, given ", step);
   const c10::cuda::CUDAGuard guard(values.device());
   const Factors factors(op, grad, slots, weights, values.size(0), dtype);
-  const double step_size = lr * std::sqrt(1 - std::pow(beta2, step)) / (1 - std::pow(beta1, step));
-  with_values(op, values.scalar_type(), [&](auto type) {
-    using S = decltype(type);
-    using A = Wide<S>;
-    const auto number = [](double x) { return static_cast<A>(x); };
-    checked_launch(factors.pairs<A>(),
-                   Adam<S>{mutable_data<S>(values), mutable_data<A>(exp_avg), mutable_data<A>(exp_avg_sq),
-                           master ? mutable_data<A>(*master) : nullptr, master.has_value(), number(scale),
-                           number(beta1), number(beta2), number(eps), number(1 - beta1), number(1 - beta2),
-                           number(1 - lr * weight_decay), number(step_size)});
-  });
+  update_rows(op, table, factors, {scale, lr, beta1, beta2, eps, weight_decay, step});
 }
 
 }  // namespace

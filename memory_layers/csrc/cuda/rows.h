@@ -1,7 +1,7 @@
 // The gradient of the table, row by row, from its factors: row r's is the sum of weights[t, b] · grad[t] over the
 // pairs (t, b) with slots[t, b] = r. The pairs are sorted by slot, stably, so a warp sums a row's in the order of their
-// positions, and hands the sums to what consumes them without writing them: the squared norm, Adam, or the rows of a
-// sparse gradient. Nothing depends on how warps are scheduled.
+// positions, and passes the sums to a consumer without writing them: the squared norm, Adam, or the rows of a sparse
+// gradient. Nothing depends on how warps are scheduled.
 #pragma once
 
 #include "device.h"
@@ -99,6 +99,7 @@ struct AdamOnRow {
   __device__ __forceinline__ int64_t row(int64_t, int64_t slot) { return slot; }
   template <int W>
   __device__ __forceinline__ void take(int64_t at, const A (&grad)[W]) {
+    const AdamNumbers<A>& adam = task.numbers;
     Pack<S, W> value;
     Pack<A, W> m = load<W>(task.exp_avg, at), v = load<W>(task.exp_avg_sq, at), wide;
     if constexpr (kMaster) {
@@ -108,11 +109,11 @@ struct AdamOnRow {
     }
 #pragma unroll
     for (int w = 0; w < W; ++w) {
-      const A g = grad[w] * task.scale;
-      m.value[w] = task.beta1 * m.value[w] + task.rest1 * g;
-      v.value[w] = task.beta2 * v.value[w] + task.rest2 * g * g;
+      const A g = grad[w] * adam.scale;
+      m.value[w] = adam.beta1 * m.value[w] + adam.rest1 * g;
+      v.value[w] = adam.beta2 * v.value[w] + adam.rest2 * g * g;
       if constexpr (!kMaster) wide.value[w] = widen(value.value[w]);
-      wide.value[w] = wide.value[w] * task.decay - task.step_size * m.value[w] / (std::sqrt(v.value[w]) + task.eps);
+      wide.value[w] = wide.value[w] * adam.decay - adam.size * m.value[w] / (std::sqrt(v.value[w]) + adam.eps);
       narrow(value.value[w], wide.value[w]);
     }
     store<W>(task.values, at, value);

@@ -1,70 +1,31 @@
 // The K best of the N·N sums of two rows of half scores, and the softmax of their scores: one warp a token and head.
 //
-// Order (memory_layers/reference.py): NaN, +inf, ..., -inf; of equal sums the lowest slot i·N + j first. Sums are one
-// floating-point addition each.
+// Of equal sums the lowest slot i·N + j comes first (order.h). Sums are one floating-point addition each.
 //
 // With both halves sorted, the sum at ranks (p, q) is no larger than any at (p' <= p, q' <= q), for rounding is
 // monotone. So the K best *values* are among the pairs with (p + 1)(q + 1) <= K, and only where a pair just beyond
 // those equals the K-th best value can another slot of that value belong to the result. Then the rows i that reach the
 // value are searched in the order of the slots; each but K of them adds to the result, so there are at most 2K.
+//
+// The kernel's steps, each a function of its own:
+//   select_half       the K best of a half, sorted
+//   append_nan_sums   sums that are NaN, which come first
+//   gather_candidates the sums with (p + 1)(q + 1) <= K, and the largest of those just beyond
+//   keep_certain      the candidates that surely belong to the result, as slots
+//   append_equal_sums further slots of the K-th best value
+//   write_results     scores or their softmax and slots, sorted
 #pragma once
 
 #include <algorithm>
 
-#include "device.h"
+#include "order.h"
+#include "top.h"
 
 namespace memory_layers::cuda {
 
-constexpr int kSelectWarps = 4;  // a block, at most
+constexpr int kSelectWarps = 4;  // the most warps of a block
 
-// Integers in the order of the scores, all above 0, which stands for "none".
-template <class S>
-struct Order;
-
-template <>
-struct Order<float> {
-  using Key = uint32_t;
-  static constexpr Key kSign = 0x80000000u;
-  static constexpr Key kInf = 0xff800000u;
-};
-
-template <>
-struct Order<double> {
-  using Key = uint64_t;
-  static constexpr Key kSign = 0x8000000000000000u;
-  static constexpr Key kInf = 0xfff0000000000000u;
-};
-
-template <class S>
-using Key = typename Order<S>::Key;
-template <class S>
-constexpr Key<S> kInf = Order<S>::kInf;
-template <class S>
-constexpr Key<S> kNan = Order<S>::kInf + 1;
-template <class S>
-constexpr Key<S> kNegInf = ~Order<S>::kInf;  // the bits of -inf are the key of +inf
-
-template <class S>
-__device__ __forceinline__ Key<S> key_of(S score) {
-  const auto bits = bit_cast<Key<S>>(score + S{0});  // -0 + 0 = +0
-  if (score != score) return kNan<S>;
-  return bits & Order<S>::kSign ? ~bits : bits | Order<S>::kSign;
-}
-
-template <class S>
-__device__ __forceinline__ S score_of(Key<S> key) {
-  return bit_cast<S>(key & Order<S>::kSign ? key ^ Order<S>::kSign : ~key);
-}
-
-// The key of the sum of two scores that are not NaN. +inf + -inf, which ranks first, is dealt with apart: here it ranks
-// last, so that keys are monotone in both scores.
-template <class S>
-__device__ __forceinline__ Key<S> sum_key(S a, S b) {
-  const S sum = a + b;
-  return sum != sum ? kNegInf<S> : key_of<S>(sum);
-}
-
-// How many pairs have (p + 1)(q + 1) <= k.
+// The number of pairs with (p + 1)(q + 1) <= k.
 inline int candidates(int k) {
   int count = 0;
   for (int p = 1; p <= k; ++p) count += k / p;
@@ -79,7 +40,7 @@ struct SelectMemory {
   Shared<Key<S>> half_keys;       // two lists of k + 1, sorted: the best and the next
   Shared<uint16_t> half_places;   // two lists of k
   Shared<Key<S>> taken_keys;      // k, unsorted
-  Shared<uint32_t> taken_places;  // k
+  Shared<uint32_t> taken_places;  // k: places among `keys`, then slots
 
   __device__ __forceinline__ SelectMemory(Arena arena, int n, int k, int pairs_count) {
     keys = arena.take<Key<S>>(n > pairs_count ? n : pairs_count);
@@ -98,80 +59,52 @@ struct SelectMemory {
   }
 };
 
-template <class K>
-struct Found {
-  K last;         // the k-th largest key
-  K next;         // the largest that was not taken, 0 if none
-  K most, least;  // of all
+// The two rows of half scores of a token and head.
+template <class S>
+struct Halves {
+  Global<const S> first, second;
+  int n;
+
+  __device__ __forceinline__ Halves(const Select<S>& task, int64_t row)
+      : first(task.half_scores + (row / task.heads * task.token_stride + row % task.heads * task.head_stride)),
+        second(first + task.half_stride),
+        n(task.n) {}
 };
 
-// Takes the k largest of keys[0 .. count), of equal ones the first, in the order of their places.
-template <class K>
-__device__ Found<K> take_largest(Shared<K> keys, int count, int k, Shared<K> taken_keys,
-                                 Shared<uint32_t> taken_places) {
+// The largest and the smallest key of a half.
+template <class S>
+struct Range {
+  Key<S> most, least;
+};
+
+// Writes the k best of a half, sorted, and the next key to memory.half_keys, and their places to memory.half_places.
+template <class S>
+__device__ __forceinline__ Range<S> select_half(const SelectMemory<S>& memory, Global<const S> scores, int half, int n,
+                                                int k) {
   const int lane = threadIdx.x % kWarp;
-  const unsigned below = (1u << lane) - 1;
-  K most = 0, least = ~K{0};
-  for (int i = lane; i < count; i += kWarp) {
-    const K key = keys[i];
-    most = key > most ? key : most;
-    least = key < least ? key : least;
-  }
-  // Bisect for the threshold: at least k keys are >= low, fewer are >= high. Every lane's largest is >= the smallest of
-  // those, so with k <= 32 that is where to begin.
-  const K lanes_least = warp_min(most);
-  most = warp_max(most);
-  least = warp_min(least);
-  K low = k <= kWarp && count >= kWarp ? lanes_least : least, high = most + 1;
-  int at_low = count, at_high = 0;  // at_low may be too large at first, never when it is k
-  while (at_low != k && high - low > 1) {
-    const K middle = low + (high - low) / 2;
-    unsigned reach = 0;
 #pragma unroll 4
-    for (int i = lane; i < count; i += kWarp) reach += keys[i] >= middle;
-    reach = __reduce_add_sync(kAll, reach);
-    if (static_cast<int>(reach) >= k) {
-      low = middle;
-      at_low = reach;
-    } else {
-      high = middle;
-      at_high = reach;
-    }
+  for (int i = lane; i < n; i += kWarp) memory.keys[i] = key_of<S>(scores[i]);
+  __syncwarp();
+  const auto bounds = bounds_of<Key<S>>(memory.keys, n);
+  const auto threshold = bisect<Key<S>>(memory.keys, n, k, bounds);
+  const auto taken = take<Key<S>>(memory.keys, n, threshold, memory.taken_keys, memory.taken_places);
+  __syncwarp();
+  for (int e = lane; e < k; e += kWarp) {
+    const Key<S> key = memory.taken_keys[e];
+    const uint32_t place = memory.taken_places[e];
+    const int rank = rank_of<Key<S>>(key, place, memory.taken_keys, memory.taken_places, k);
+    memory.half_keys[half * (k + 1) + rank] = key;
+    memory.half_places[half * k + rank] = static_cast<uint16_t>(place);
   }
-  // Either exactly k keys are >= low, or low is the k-th largest and at_high of them are larger.
-  const int wanted = at_low == k ? k : k - at_high;  // of those equal to low
-  int taken = 0, equals = 0;
-  K last = ~K{0}, next = 0;
-  for (int base = 0; base < count; base += kWarp) {
-    const int i = base + lane;
-    const K key = i < count ? static_cast<K>(keys[i]) : K{0};
-    const unsigned equal = __ballot_sync(kAll, key == low);
-    const bool take = key > low || (key == low && equals + __popc(equal & below) < wanted);
-    const unsigned takers = __ballot_sync(kAll, take);
-    if (take) {
-      const int at = taken + __popc(takers & below);
-      taken_keys[at] = key;
-      taken_places[at] = i;
-      last = key < last ? key : last;
-    } else {
-      next = key > next ? key : next;
-    }
-    equals += __popc(equal);
-    taken += __popc(takers);
-  }
-  return {warp_min(last), warp_max(next), most, least};
+  if (lane == 0) memory.half_keys[half * (k + 1) + k] = taken.next;
+  __syncwarp();
+  return {bounds.most, bounds.least};
 }
 
-// How many of keys[0 .. k) come before this one: larger, or as large at a lower place.
-template <class K>
-__device__ __forceinline__ int rank_of(K key, uint32_t place, Shared<K> keys, Shared<uint32_t> places, int k) {
-  int rank = 0;
-#pragma unroll 4
-  for (int e = 0; e < k; ++e) {
-    const K other = keys[e];
-    rank += other > key || (other == key && places[e] < place);
-  }
-  return rank;
+// Whether +inf of one half and -inf of the other make sums that are NaN.
+template <class S>
+__device__ __forceinline__ bool has_opposite_infinities(const Range<S>& first, const Range<S>& second) {
+  return (first.most == kInf<S> && second.least == kNegInf<S>) || (second.most == kInf<S> && first.least == kNegInf<S>);
 }
 
 // Appends the slots of the pairs (i, j) for which `pair` holds, ascending, until there are k; `row` says where to look.
@@ -200,125 +133,128 @@ __device__ int append_pairs(int taken, int k, int n, K key, Shared<K> keys, Shar
   return taken < k ? taken : k;
 }
 
-template <class S, bool kSoftmax>
-__global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
-    select_kernel(const Select<S> task, const int pairs_count, const int warp_bytes) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+// The first k slots whose sums are NaN; returns how many there are. With a NaN in a half there are at least n >= k.
+template <class S>
+__device__ __forceinline__ int append_nan_sums(const SelectMemory<S>& memory, const Halves<S>& halves, int k,
+                                               const Range<S>& second) {
+  const auto row_has_nan = [&](int i) {
+    const Key<S> key = key_of<S>(halves.first[i]);
+    return key == kNan<S> || second.most == kNan<S> || (key == kInf<S> && second.least == kNegInf<S>) ||
+           (key == kNegInf<S> && second.most == kInf<S>);
+  };
+  const auto is_nan = [&](int i, int j) {
+    const S sum = halves.first[i] + halves.second[j];
+    return sum != sum;
+  };
+  const int taken =
+      append_pairs<Key<S>>(0, k, halves.n, kNan<S>, memory.taken_keys, memory.taken_places, row_has_nan, is_nan);
+  __syncwarp();
+  return taken;
+}
+
+template <class S>
+struct Candidates {
+  int count;      // sums with (p + 1)(q + 1) <= rest
+  Key<S> beyond;  // the largest of those just beyond
+};
+
+// Writes the candidates for the `rest` best sums to memory.keys and memory.pairs.
+template <class S>
+__device__ __forceinline__ Candidates<S> gather_candidates(const SelectMemory<S>& memory, int n, int k, int rest) {
+  const int lane = threadIdx.x % kWarp;
   const unsigned below = (1u << lane) - 1;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp;
-  if (row >= task.rows) return;  // the whole warp
-  const int n = task.n, k = task.k;
-  const SelectMemory<S> memory(Arena(warp * warp_bytes), n, k, pairs_count);
-  const Global<const S> first =
-      task.half_scores + (row / task.heads * task.token_stride + row % task.heads * task.head_stride);
-  const Global<const S> second = first + task.half_stride;
-
-  // The k best of each half, sorted, and the value of the next.
-  Key<S> most[2], least[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Global<const S> scores = half == 0 ? first : second;
-#pragma unroll 4
-    for (int i = lane; i < n; i += kWarp) memory.keys[i] = key_of<S>(scores[i]);
-    __syncwarp();
-    const auto found = take_largest<Key<S>>(memory.keys, n, k, memory.taken_keys, memory.taken_places);
-    most[half] = found.most;
-    least[half] = found.least;
-    __syncwarp();
-    for (int e = lane; e < k; e += kWarp) {
-      const Key<S> key = memory.taken_keys[e];
-      const uint32_t place = memory.taken_places[e];
-      const int rank = rank_of<Key<S>>(key, place, memory.taken_keys, memory.taken_places, k);
-      memory.half_keys[half * (k + 1) + rank] = key;
-      memory.half_places[half * k + rank] = static_cast<uint16_t>(place);
-    }
-    if (lane == 0) memory.half_keys[half * (k + 1) + k] = found.next;
-    __syncwarp();
-  }
-
-  // Sums that are NaN come first. With a NaN in a half there are at least n >= k of them.
-  int taken = 0;
-  const bool opposite =
-      (most[0] == kInf<S> && least[1] == kNegInf<S>) || (most[1] == kInf<S> && least[0] == kNegInf<S>);
-  if (opposite || most[0] == kNan<S> || most[1] == kNan<S>) {
-    const auto row_has_nan = [&](int i) {
-      const Key<S> key = key_of<S>(first[i]);
-      return key == kNan<S> || most[1] == kNan<S> || (key == kInf<S> && least[1] == kNegInf<S>) ||
-             (key == kNegInf<S> && most[1] == kInf<S>);
-    };
-    const auto is_nan = [&](int i, int j) {
-      const S sum = first[i] + second[j];
-      return sum != sum;
-    };
-    taken = append_pairs<Key<S>>(0, k, n, kNan<S>, memory.taken_keys, memory.taken_places, row_has_nan, is_nan);
-    __syncwarp();
-  }
-
-  if (taken < k) {
-    // The sums with (p + 1)(q + 1) <= rest, and the largest of those just beyond.
-    const int rest = k - taken, length = k < n ? k + 1 : k;
-    Key<S> beyond = 0;
-    int count = 0;
-    for (int p = 0; p <= rest && p < length; ++p) {
-      const S a = score_of<S>(memory.half_keys[p]);
-      for (int base = 0; base < length && (p + 1) * base <= rest; base += kWarp) {
-        const int q = base + lane;
-        const bool inside = (p + 1) * (q + 1) <= rest, border = !inside && (p + 1) * q <= rest;
-        const unsigned insiders = __ballot_sync(kAll, inside);
-        if ((inside || border) && q < length) {
-          const Key<S> key = sum_key<S>(a, score_of<S>(memory.half_keys[k + 1 + q]));
-          if (inside) {
-            const int at = count + __popc(insiders & below);
-            memory.keys[at] = key;
-            memory.pairs[at] = static_cast<uint16_t>(p * kMaxK + q);
-          } else {
-            beyond = key > beyond ? key : beyond;
-          }
+  const int length = k < n ? k + 1 : k;
+  Key<S> beyond = 0;
+  int count = 0;
+  for (int p = 0; p <= rest && p < length; ++p) {
+    const S a = score_of<S>(memory.half_keys[p]);
+    for (int base = 0; base < length && (p + 1) * base <= rest; base += kWarp) {
+      const int q = base + lane;
+      const bool inside = (p + 1) * (q + 1) <= rest, border = !inside && (p + 1) * q <= rest;
+      const unsigned insiders = __ballot_sync(kAll, inside);
+      if ((inside || border) && q < length) {
+        const Key<S> key = sum_key<S>(a, score_of<S>(memory.half_keys[k + 1 + q]));
+        if (inside) {
+          const int at = count + __popc(insiders & below);
+          memory.keys[at] = key;
+          memory.pairs[at] = static_cast<uint16_t>(p * kMaxK + q);
+        } else {
+          beyond = key > beyond ? key : beyond;
         }
-        count += __popc(insiders);
       }
+      count += __popc(insiders);
     }
-    beyond = warp_max(beyond);
-    __syncwarp();
-    const auto found =
-        take_largest<Key<S>>(memory.keys, count, rest, memory.taken_keys + taken, memory.taken_places + taken);
-    __syncwarp();
-
-    // Keep what is surely right, and write slots in place of the candidates' numbers.
-    const bool unsure = found.next >= found.last || beyond >= found.last || (opposite && found.last == kNegInf<S>);
-    const int begin = taken;
-    for (int base = begin; base < k; base += kWarp) {
-      const int e = base + lane;
-      Key<S> key = 0;
-      uint32_t slot = 0;
-      if (e < k) {
-        const int pair = memory.pairs[memory.taken_places[e]];
-        key = memory.taken_keys[e];
-        slot = memory.half_places[pair / kMaxK] * n + memory.half_places[k + pair % kMaxK];
-      }
-      const bool keep = e < k && (!unsure || key > found.last);
-      const unsigned keepers = __ballot_sync(kAll, keep);
-      __syncwarp();
-      if (keep) {
-        const int at = taken + __popc(keepers & below);
-        memory.taken_keys[at] = key;
-        memory.taken_places[at] = slot;
-      }
-      taken += __popc(keepers);
-    }
-    if (unsure) {
-      const S best = score_of<S>(most[1]);
-      const auto row_reaches = [&](int i) { return sum_key<S>(first[i], best) >= found.last; };
-      const auto equals = [&](int i, int j) {
-        const S sum = first[i] + second[j];
-        return sum == sum && key_of<S>(sum) == found.last;
-      };
-      append_pairs<Key<S>>(taken, k, n, found.last, memory.taken_keys, memory.taken_places, row_reaches, equals);
-    }
-    __syncwarp();
   }
+  __syncwarp();
+  return {count, warp_max(beyond)};
+}
 
-  // Scores are added anew: keys do not tell -0 from +0.
+// Keeps, of the candidates taken from place `begin` on, those above `limit`, and writes slots in place of their
+// numbers. Returns how many entries there are then.
+template <class S>
+__device__ __forceinline__ int keep_certain(const SelectMemory<S>& memory, int n, int k, int begin, Key<S> limit) {
+  const int lane = threadIdx.x % kWarp;
+  const unsigned below = (1u << lane) - 1;
+  int kept = begin;
+  for (int base = begin; base < k; base += kWarp) {
+    const int e = base + lane;
+    Key<S> key = 0;
+    uint32_t slot = 0;
+    if (e < k) {
+      const int pair = memory.pairs[memory.taken_places[e]];
+      key = memory.taken_keys[e];
+      slot = memory.half_places[pair / kMaxK] * n + memory.half_places[k + pair % kMaxK];
+    }
+    const bool keep = e < k && key > limit;
+    const unsigned keepers = __ballot_sync(kAll, keep);
+    __syncwarp();
+    if (keep) {
+      const int at = kept + __popc(keepers & below);
+      memory.taken_keys[at] = key;
+      memory.taken_places[at] = slot;
+    }
+    kept += __popc(keepers);
+  }
+  return kept;
+}
+
+// Appends slots whose sums have the key `value`, in ascending order, until there are k.
+template <class S>
+__device__ __forceinline__ void append_equal_sums(const SelectMemory<S>& memory, const Halves<S>& halves, int k,
+                                                  int taken, Key<S> value, const Range<S>& second) {
+  const S best = score_of<S>(second.most);
+  const auto row_reaches = [&](int i) { return sum_key<S>(halves.first[i], best) >= value; };
+  const auto equals = [&](int i, int j) {
+    const S sum = halves.first[i] + halves.second[j];
+    return sum == sum && key_of<S>(sum) == value;
+  };
+  append_pairs<Key<S>>(taken, k, halves.n, value, memory.taken_keys, memory.taken_places, row_reaches, equals);
+}
+
+// Selects the k best sums that are not NaN after `taken` others.
+template <class S>
+__device__ __forceinline__ void select_sums(const SelectMemory<S>& memory, const Halves<S>& halves, int k, int taken,
+                                            const Range<S>& second, bool opposite) {
+  const int rest = k - taken;
+  const auto candidates = gather_candidates<S>(memory, halves.n, k, rest);
+  const auto bounds = bounds_of<Key<S>>(memory.keys, candidates.count);
+  const auto threshold = bisect<Key<S>>(memory.keys, candidates.count, rest, bounds);
+  const auto best =
+      take<Key<S>>(memory.keys, candidates.count, threshold, memory.taken_keys + taken, memory.taken_places + taken);
+  __syncwarp();
+  const bool unsure = best.next >= best.last || candidates.beyond >= best.last || (opposite && best.last == kNegInf<S>);
+  const int kept = keep_certain<S>(memory, halves.n, k, taken, unsure ? best.last : Key<S>{0});
+  if (unsure) append_equal_sums<S>(memory, halves, k, kept, best.last, second);
+  __syncwarp();
+}
+
+// The scores, or their softmax, and the slots of a row, in descending order.
+template <class S, bool kSoftmax>
+__device__ __forceinline__ void write_results(const SelectMemory<S>& memory, const Halves<S>& halves,
+                                              const Select<S>& task, int64_t row) {
+  const int lane = threadIdx.x % kWarp;
+  const int k = task.k;
+  // Scores are computed from the halves again, since keys do not distinguish -0 from +0.
   Key<S> best_key = 0;
   S score[kMaxK / kWarp], sum = 0;
 #pragma unroll
@@ -327,7 +263,7 @@ __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
     if (e < k) {
       const uint32_t slot = memory.taken_places[e];
       const Key<S> key = memory.taken_keys[e];
-      score[u] = first[slot / n] + second[slot % n];
+      score[u] = halves.first[slot / halves.n] + halves.second[slot % halves.n];
       best_key = key > best_key ? key : best_key;
     }
   }
@@ -355,8 +291,28 @@ __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
   }
 }
 
-// The gradient of the half scores: one warp a token and head. Every sub-key's sum is one lane's, in the order of the
-// selected slots, so it is the same in every run.
+template <class S, bool kSoftmax>
+__global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
+    select_kernel(const Select<S> task, const int pairs_count, const int warp_bytes) {
+  const int warp = threadIdx.x / kWarp;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp;
+  if (row >= task.rows) return;  // the whole warp
+  const int k = task.k;
+  const SelectMemory<S> memory(Arena(warp * warp_bytes), task.n, k, pairs_count);
+  const Halves<S> halves(task, row);
+  const Range<S> first = select_half<S>(memory, halves.first, 0, task.n, k);
+  const Range<S> second = select_half<S>(memory, halves.second, 1, task.n, k);
+  const bool opposite = has_opposite_infinities<S>(first, second);
+  int taken = 0;
+  if (opposite || first.most == kNan<S> || second.most == kNan<S>) {
+    taken = append_nan_sums<S>(memory, halves, k, second);
+  }
+  if (taken < k) select_sums<S>(memory, halves, k, taken, second, opposite);
+  write_results<S, kSoftmax>(memory, halves, task, row);
+}
+
+// The gradient of the half scores: one warp a token and head. One lane computes each sub-key's sum, in the order of
+// the selected slots, so it is the same in every run.
 template <class S>
 __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
     select_backward_kernel(const SelectBackward<S> task, const int warp_bytes) {

@@ -1,10 +1,12 @@
-// What each kernel is given. Pointers are to contiguous tensors unless strides stand beside them.
+// The arguments of each kernel. Pointers are to contiguous tensors unless strides stand beside them.
 //
 // Axes: T tokens, H heads, N sub-keys a half, K selected slots, V columns of the table, bag = rows read for a token,
-// pairs = T·bag, U distinct slots. S is what the table is stored in, Wide<S> what is accumulated in.
+// pairs = T·bag, U distinct slots. S is the number format of the table, Wide<S> that of sums.
 #pragma once
 
 #include <cstdint>
+
+#include "../adam.h"
 
 #ifdef MEMORY_LAYERS_SIMT
 #include "simt.h"
@@ -105,10 +107,7 @@ struct Adam {
   Global<S> values;                             // (n_slots, V)
   Global<Wide<S>> exp_avg, exp_avg_sq, master;  // (n_slots, V)
   bool has_master;
-  Wide<S> scale, beta1, beta2, eps;
-  Wide<S> rest1, rest2;  // 1 - beta, rounded once
-  Wide<S> decay;         // 1 - lr·weight_decay
-  Wide<S> step_size;     // lr with the bias corrections
+  AdamNumbers<Wide<S>> numbers;
 };
 
 }  // namespace memory_layers::cuda

@@ -162,8 +162,7 @@ const char* simt_rows(int64_t seed, int format, Pairs pairs, Tensor ranks, Tenso
 }
 
 const char* simt_adam(int64_t seed, int format, Pairs pairs, Tensor values, Tensor exp_avg, Tensor exp_avg_sq,
-                      Tensor master, double scale, double beta1, double beta2, double eps, double decay,
-                      double step_size) {
+                      Tensor master, memory_layers::AdamStep step) {
   return guarded(seed, [&] {
     with_values(format, [&](auto type) {
       using S = decltype(type);
@@ -171,11 +170,7 @@ const char* simt_adam(int64_t seed, int format, Pairs pairs, Tensor values, Tens
       ResidentPairs<A> in(pairs);
       Resident<S> table(values);
       Resident<A> m(exp_avg), v(exp_avg_sq), copy(master);
-      launch(in.task,
-             Adam<S>{table, m, v, copy, master.data != nullptr, static_cast<A>(scale), static_cast<A>(beta1),
-                     static_cast<A>(beta2), static_cast<A>(eps), static_cast<A>(1 - beta1), static_cast<A>(1 - beta2),
-                     static_cast<A>(decay), static_cast<A>(step_size)},
-             nullptr);
+      launch(in.task, Adam<S>{table, m, v, copy, master.data != nullptr, memory_layers::numbers_of<A>(step)}, nullptr);
     });
   });
 }

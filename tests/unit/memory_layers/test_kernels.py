@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from memory_layers import ops, reference
+from memory_layers.row_updates import AdamState, AdamStep, RowGradients
 from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 from tests.support.paths import ROOT
 
@@ -29,10 +30,8 @@ DTYPES = tuple(TOLERANCE)
 
 @pytest.fixture(autouse=True)
 def cpu_kernels():
-    """Fails with the remedy where they are not built."""
-    ops.use("cpu")
-    yield
-    ops.use("auto")
+    """Fail with the remedy if they are not built."""
+    ops.check_available("cpu")
 
 
 @pytest.fixture
@@ -219,11 +218,16 @@ def test_adam_is_the_twin_and_leaves_other_rows_alone(case, master, dtype):
     *_, values, grad, slots, weights = inputs(case, dtype)
     wide = reference.accumulation(values)
     states = []
-    for update in (kernels.rows_adam_, reference.rows_adam_):
+    gradient = RowGradients(grad, slots, weights)
+    for plain in (False, True):
         state = [values.clone(), *(torch.full(values.shape, 0.25, dtype=wide) for _ in range(2))]
         state.append(values.to(wide, copy=True) if master else None)
-        for step in (1, 2):
-            update(*state, grad, slots, weights, 0.5, 0.01, 0.9, 0.98, 1e-8, 0.1, step)
+        for number in (1, 2):
+            step = AdamStep(0.5, 0.01, 0.9, 0.98, 1e-8, 0.1, number)
+            if plain:
+                reference.rows_adam_(state[0], AdamState(*state[1:]), gradient, step)
+            else:
+                kernels.rows_adam_(*state, *gradient, *step)
         states.append(state)
     untouched = torch.ones(len(values), dtype=torch.bool).index_fill_(0, slots.flatten(), False)
     for name, kernel, twin in zip(("values", "exp_avg", "exp_avg_sq", "master"), *states, strict=True):

@@ -1,4 +1,4 @@
-"""fairseq's Transformers with memories, in this process: what the host can do still works; wrong options."""
+"""fairseq's Transformers with memories, in this process: what fairseq can do still works; wrong options."""
 
 import argparse
 import copy
@@ -15,7 +15,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from torch import Tensor, nn
 
-from memory_layers import capacity, config, ops
+from memory_layers import backends, capacity, config
 from memory_layers.model import HasMemories, MemoryTransformerModel
 from memory_layers.product_key import FlatKeyMemory
 from thoth_core.errors import UserError
@@ -170,7 +170,7 @@ def test_the_language_model_is_causal() -> None:
 
 
 def test_joined_adds_to_the_feed_forward() -> None:
-    """With a memory that reads zeros, a joined layer is the host's own."""
+    """With a memory that reads zeros, a joined layer is fairseq's own."""
     plain = TransformerModel.build_model(arguments("memory_transformer"), task()).eval()
     model = translator(memory_join=True).eval()
     model.load_state_dict(plain.state_dict())
@@ -300,7 +300,6 @@ def test_slot_usage_is_logged_at_validation() -> None:
         assert not keys & set(outer)
         for _ in range(2):  # each validation for itself
             with metrics.aggregate(new_root=True) as validation, metrics.aggregate("valid"), torch.no_grad():
-                usage = {name: memory.new_usage() for name, memory in model.memories.items()}
                 for batch in ((source, target), (source.flip(0), target)):
                     logits(model, *batch)
                     # Decoding, as for --eval-bleu, does not count.
@@ -308,15 +307,13 @@ def test_slot_usage_is_logged_at_validation() -> None:
                     model.decoder(target[:, :1], encoder_out=encoded, incremental_state={})
             values = validation.get_smoothed_values()
             assert keys <= set(values)
-            for name, memory in model.memories.items():
-                memory.usage = usage[name]
-            for batch in ((source, target), (source.flip(0), target)):
-                logits(model, *batch)
-                model.encoder(source, src_lengths=None)
-            for (name, memory), where in zip(model.memories.items(), ("e1", "d1", "d2"), strict=True):
-                memory.usage = None
-                assert values[f"memory_used_{where}"] == pytest.approx(usage[name].share(), abs=1e-5)
-                assert values[f"memory_kl_{where}"] == pytest.approx(usage[name].kl(), abs=1e-4)
+            with model.recorded_usage() as usage:
+                for batch in ((source, target), (source.flip(0), target)):
+                    logits(model, *batch)
+                    model.encoder(source, src_lengths=None)
+            for where in ("e1", "d1", "d2"):
+                assert values[f"memory_used_{where}"] == pytest.approx(usage[where].share(), abs=1e-5)
+                assert values[f"memory_kl_{where}"] == pytest.approx(usage[where].kl(), abs=1e-4)
     assert metrics.state_dict()  # what a checkpoint stores of the metrics, usage not among it
     assert "memory_used" not in str(metrics.state_dict())
 
@@ -373,18 +370,12 @@ def test_a_table_for_layers_of_different_sizes_needs_a_dimension() -> None:
 
 
 def test_kernels_that_do_not_take_the_values_end_in_one_line() -> None:
-    ops.use("cpu")
-    try:
-        with pytest.raises(
-            UserError, match=r"^--memory-backend cpu: the cpu kernels take .*given torch\.float16 on cpu"
-        ):
-            logits(translator(memory_backend="cpu").half(), sentences(7), sentences(4))
-    finally:
-        ops.use("auto")
+    with pytest.raises(UserError, match=r"^--memory-backend cpu: the cpu kernels take .*given torch\.float16 on cpu"):
+        logits(translator(memory_backend="cpu").half(), sentences(7), sentences(4))
 
 
 def test_a_missing_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "backends", lambda: {"auto": True, "cpu": False, "cuda": False, "torch": True})
+    monkeypatch.setattr(backends, "backends", lambda: {"auto": True, "cpu": False, "cuda": False, "torch": True})
     with pytest.raises(UserError, match=r"--memory-backend cuda: memory_layers has no cuda kernels here: install"):
         translator(memory_backend="cuda")
 

@@ -330,21 +330,21 @@ def test_wrong_inputs(make):
 
 def test_usage_is_recorded_in_evaluation_only(make):
     memory = make().train()
-    memory.usage = memory.new_usage()
+    usage = memory.new_usage()
     x = tokens(4, 3)
-    memory(x)
-    assert memory.usage.weights.sum() == 0
+    memory(x, usage=usage)
+    assert usage.weights.sum() == 0
     memory.eval()
     mask = torch.zeros(4, 3).bool()
     mask[0, 1] = True
-    memory(x, mask)
-    assert memory.usage.weights.shape == (HEADS, KEYS * KEYS)
-    torch.testing.assert_close(memory.usage.weights.sum(1), torch.full((HEADS,), 11.0).double())
+    memory(x, mask, usage=usage)
+    assert usage.weights.shape == (HEADS, KEYS * KEYS)
+    torch.testing.assert_close(usage.weights.sum(1), torch.full((HEADS,), 11.0).double())
     _, weights, slots = memory._read(memory.query(x[~mask]).view(11, HEADS, KEY_DIM))
     expected = torch.zeros(HEADS, KEYS * KEYS).double()
     for t, h, s in itertools.product(range(11), range(HEADS), range(K)):
         expected[h, slots[t, h, s]] += weights[t, h, s]
-    torch.testing.assert_close(memory.usage.weights, expected)
+    torch.testing.assert_close(usage.weights, expected)
 
 
 def test_share_and_divergence():

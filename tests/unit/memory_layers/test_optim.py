@@ -9,9 +9,10 @@ from fairseq.optim import FP16Optimizer, build_optimizer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from memory_layers import ProductKeyMemory, RowAdam, ValueTable, capacity, optim
+from memory_layers import ProductKeyMemory, RowAdam, ValueTable, capacity, optim, trainer_patches
 from memory_layers.optim import ProductKeyAdam, ProductKeyAdamConfig
-from memory_layers.table import RowGradients
+from memory_layers.row_updates import RowGradients
+from memory_layers.table import tables_of
 from thoth_core.errors import UserError
 
 
@@ -144,10 +145,10 @@ def test_a_shared_table_is_updated_once() -> None:
     memories = nn.ModuleList(
         ProductKeyMemory(input_dim=8, n_keys=4, key_dim=4, k=2, heads=heads, table=table).double() for heads in (1, 3)
     )
-    assert len(optim.tables_of(memories)) == 1
+    assert len(tables_of(memories)) == 1
     x = torch.randn(5, 8, dtype=torch.float64)
     sum(memory(x) for memory in memories).sum().backward()
-    rows = RowAdam(optim.tables_of(memories))
+    rows = RowAdam(tables_of(memories))
     assert len(table.pending) == 2
     rows.step()
     assert rows.steps == 1
@@ -240,7 +241,7 @@ def backward(model: nn.Module, seed: int) -> None:
     model(torch.randn(9, 6)).square().sum().backward()
 
 
-def test_the_host_never_sees_the_table() -> None:
+def test_fairseq_never_sees_the_table() -> None:
     model = Model()
     optimizer = fairseq_optimizer(model)
     assert isinstance(optimizer, ProductKeyAdam)
@@ -345,7 +346,7 @@ def test_loss_scale_and_overflow() -> None:
     parameters = [parameter for parameter in scaled.parameters() if parameter.requires_grad]
     copies = FP16Optimizer.build_fp32_params(cfg.optimizer, parameters, flatten=False)
     two = FP16Optimizer(cfg, parameters, fairseq_optimizer(nn.ParameterList(copies)), copies)
-    inner = optim.inner_optimizer(two)
+    inner = trainer_patches.inner_optimizer(two)
     inner.attach(scaled)
     x = torch.randn(9, 6)
     for optimizer, model in ((one, plain), (two, scaled)):
@@ -364,7 +365,7 @@ def test_loss_scale_and_overflow() -> None:
     with pytest.raises(OverflowError):
         two.clip_grad_norm(0.3)
     before = scaled.memory.table.weight.clone()
-    inner.rows.zero_grad()  # the trainer's, see optim.install
+    inner.rows.zero_grad()  # the trainer's, see trainer_patches
     two.zero_grad()
     two.all_reduce_grads(scaled)
     inner.rows.step()
@@ -396,4 +397,4 @@ def test_processes_that_drop_layers_cannot_share_a_table(part: str) -> None:
     model = SimpleNamespace(**{f"{part}_layerdrop": 0.2})
     cfg = SimpleNamespace(optimizer=SimpleNamespace(_name=optim.NAME), model=model, distributed_training=None)
     with pytest.raises(UserError, match=f"--{part}-layerdrop does not work with --memory-sharded"):
-        optim._check(cfg, sharded=True)
+        trainer_patches.check(cfg, sharded=True)

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_layers import reference
+from memory_layers.reference import bag, selection
+from memory_layers.row_updates import AdamState, AdamStep, RowGradients
 from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 
 # Largest error relative to the largest value, against float64 loops on the same inputs.
@@ -142,7 +144,7 @@ def test_topk_of_flat_keys():
 def test_a_row_longer_than_a_chunk(monkeypatch):
     rows = hard_rows("ties", (3, 4, 2, 6), generator(5))
     plain = reference.product_key_select(rows, 5)
-    monkeypatch.setattr(reference, "_CELLS", 40)
+    monkeypatch.setattr(selection, "_CELLS", 40)
     chunked = reference.product_key_select(rows, 5)
     assert all(torch.equal(one, two) for one, two in zip(plain, chunked, strict=True))
 
@@ -188,7 +190,7 @@ def test_bag_and_its_gradients_are_the_loops(dtype):
     assert rows.tolist() == sorted(set(slots.flatten().tolist()))
     assert gradients.dtype == dtype
     assert_close(gradients, loop_row_gradients(grad, slots, weights, 9)[rows], dtype)
-    norm = reference.rows_squared_norm(grad, slots, weights, 9)
+    norm = reference.rows_squared_norm(RowGradients(grad, slots, weights), 9)
     assert norm.dtype == torch.float64
     assert_close(norm, loop_row_gradients(grad, slots, weights, 9).square().sum(), wide)
 
@@ -206,7 +208,7 @@ def test_bag_has_pytorchs_gradients():
 
 @pytest.mark.parametrize("pairs", [1, 3, 8, 1000])
 def test_row_gradients_come_in_parts_of_whole_rows(monkeypatch, pairs):
-    monkeypatch.setattr(reference, "_PAIRS", pairs)
+    monkeypatch.setattr(bag, "_PAIRS", pairs)
     for seed, n_slots in ((7, 1), (8, 4), (9, 50)):
         _, slots, weights, grad = bag_inputs(torch.float64, tokens=11, n_slots=n_slots, seed=seed)
         rows, gradients = reference.weighted_bag_values_backward(grad, slots, weights, n_slots)
@@ -228,10 +230,11 @@ def test_empty_bags(tokens, bag):
     assert rows.shape == (0,)
     assert gradients.shape == (0, 3)
     assert reference.weighted_bag_weights_backward(grad, values.detach(), slots).shape == (tokens, bag)
-    assert reference.rows_squared_norm(grad, slots, weights, 9) == 0
+    assert reference.rows_squared_norm(RowGradients(grad, slots, weights), 9) == 0
     before = values.detach().clone()
     moments = torch.zeros(9, 3), torch.zeros(9, 3)
-    reference.rows_adam_(before, *moments, None, grad, slots, weights, 1.0, 1e-3, 0.9, 0.98, 1e-8, 0.1, 1)
+    step = AdamStep(1.0, 1e-3, 0.9, 0.98, 1e-8, 0.1, 1)
+    reference.rows_adam_(before, AdamState(*moments), RowGradients(grad, slots, weights), step)
     assert torch.equal(before, values)
 
 
@@ -295,7 +298,8 @@ def test_fifty_steps_are_sparse_adams():
             grad
         )
         optimizer.step()
-        reference.rows_adam_(ours, m, v, None, 0.5 * grad, slots, weights, 2.0, 0.01, 0.9, 0.98, 1e-6, 0.0, step)
+        numbers = AdamStep(2.0, 0.01, 0.9, 0.98, 1e-6, 0.0, step)
+        reference.rows_adam_(ours, AdamState(m, v), RowGradients(0.5 * grad, slots, weights), numbers)
     assert_close(ours, theirs.detach(), torch.float64)
 
 
@@ -310,9 +314,9 @@ def test_adam_with_a_master_copy(dtype):
     before = values.clone()
     states = [torch.zeros(40, 3) for _ in range(4)]
     for step in (1, 2):
-        tail = (grad, slots, weights, 1.0, 0.01, 0.9, 0.999, 1e-8, 0.1, step)
-        reference.rows_adam_(values, *states[:2], master, *tail)
-        reference.rows_adam_(plain, *states[2:], None, *tail)
+        tail = RowGradients(grad, slots, weights), AdamStep(1.0, 0.01, 0.9, 0.999, 1e-8, 0.1, step)
+        reference.rows_adam_(values, AdamState(*states[:2], master), *tail)
+        reference.rows_adam_(plain, AdamState(*states[2:]), *tail)
     assert torch.equal(master, plain)
     assert torch.equal(values[untouched], before[untouched])
     assert torch.equal(values[~untouched], master.to(dtype)[~untouched])
@@ -324,7 +328,8 @@ def test_adam_with_a_master_copy(dtype):
 def test_weight_decay_is_decoupled():
     values, m, v = torch.full((3, 2), 2.0), torch.zeros(3, 2), torch.zeros(3, 2)
     slots, weights = torch.tensor([[1]]), torch.ones(1, 1)
-    reference.rows_adam_(values, m, v, None, torch.zeros(1, 2), slots, weights, 1.0, 0.1, 0.9, 0.99, 1e-8, 0.5, 1)
+    gradient, step = RowGradients(torch.zeros(1, 2), slots, weights), AdamStep(1.0, 0.1, 0.9, 0.99, 1e-8, 0.5, 1)
+    reference.rows_adam_(values, AdamState(m, v), gradient, step)
     assert values.tolist() == [[2.0, 2.0], [pytest.approx(1.9)] * 2, [2.0, 2.0]]
 
 
@@ -369,12 +374,12 @@ def test_others_refuse():
     with pytest.raises((RuntimeError, IndexError)):
         reference.weighted_bag(values, slots + 9, weights)
     with pytest.raises(ValueError, match=r"grad must be \(tokens, dim\) of 7 tokens"):
-        reference.rows_squared_norm(grad[:6], slots, weights, 9)
-    adam = (grad, slots, weights, 1.0, 0.1, 0.9, 0.99, 1e-8, 0.0)
+        reference.rows_squared_norm(RowGradients(grad[:6], slots, weights), 9)
+    gradient, step = RowGradients(grad, slots, weights), AdamStep(1.0, 0.1, 0.9, 0.99, 1e-8, 0.0, 1)
     zeros = torch.zeros(9, 3)
     with pytest.raises(ValueError, match=r"exp_avg_sq must be torch\.float32 of values' shape"):
-        reference.rows_adam_(values, zeros, zeros.double(), None, *adam, 1)
+        reference.rows_adam_(values, AdamState(zeros, zeros.double()), gradient, step)
     with pytest.raises(ValueError, match="step counts from 1, given 0"):
-        reference.rows_adam_(values, zeros, zeros, None, *adam, 0)
+        reference.rows_adam_(values, AdamState(zeros, zeros), gradient, step._replace(step=0))
     with pytest.raises(ValueError, match="of grad's dim"):
-        reference.rows_adam_(values[:, :2], zeros[:, :2], zeros[:, :2], None, *adam, 1)
+        reference.rows_adam_(values[:, :2], AdamState(zeros[:, :2], zeros[:, :2]), gradient, step)

@@ -1,7 +1,7 @@
-"""The CUDA kernels without a GPU: the sources of memory_layers/csrc/cuda, on the emulated device of tests/simt.
+"""The CUDA kernels without a GPU: the sources of memory_layers/csrc/cuda, on the emulated device of tests/support/simt.
 
 The emulation checks every access (bounds, alignment, races between barriers, barriers that not all threads reach), so
-each comparison here is also such a check; the last tests plant faults in a copy of the sources and see them found.
+each comparison here is also such a check; the last tests plant faults in a copy of the sources, which it must detect.
 
 Axes: T tokens, H heads, N sub-keys a half, K selected slots, V columns of the table, bag slots a token.
 """
@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from memory_layers import reference
+from memory_layers.row_updates import AdamState, AdamStep, RowGradients
 from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 from tests.support.paths import ROOT
 
@@ -41,6 +43,13 @@ class DevicePairs(ctypes.Structure):
         ("n_slots", ctypes.c_int64),
         ("bag", ctypes.c_int),
         ("dim", ctypes.c_int),
+    )
+
+
+class DeviceAdamStep(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("scale", "lr", "beta1", "beta2", "eps", "weight_decay")),
+        ("step", ctypes.c_int64),
     )
 
 
@@ -119,6 +128,13 @@ class Device:
             whole(sorted_slots), whole(positions), whole(weights), whole(grad), n_slots, slots.size(1), grad.size(1)
         )
         self.call(name, seed, dtype, pairs, *rest)
+
+    def adam(self, dtype: torch.dtype, factors: tuple[Tensor, Tensor, Tensor], table: Sequence[Tensor | None],
+             step: AdamStep) -> None:  # fmt: skip
+        """Update ``table``: values, exp_avg, exp_avg_sq, master."""
+        values = table[0]
+        assert values is not None
+        self.rows("adam", dtype, factors, len(values), *map(whole, table), DeviceAdamStep(*step))
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +268,7 @@ def test_squared_norm_is_the_reference(device: Device, dtype: torch.dtype) -> No
         triple = factors(tokens, bag, n_slots, dim, dtype)
         norms = torch.zeros(tokens * bag, dtype=torch.float64)
         device.rows("squared_norm", dtype, triple, n_slots, whole(norms))
-        want = reference.rows_squared_norm(*triple, n_slots)
+        want = reference.rows_squared_norm(RowGradients(*triple), n_slots)
         torch.testing.assert_close(norms.sum(), want, rtol=1e-5, atol=0)
 
 
@@ -283,10 +299,9 @@ def test_adam_is_the_reference(device: Device, dtype: torch.dtype, master: bool)
         tensors.append(start if master else None)
         before = [None if x is None else x.clone() for x in tensors]
         want = [None if x is None else x.clone() for x in tensors]
-        reference.rows_adam_(*want, *triple, scale, lr, beta1, beta2, eps, decay, step)
-        size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        numbers = [ctypes.c_double(x) for x in (scale, beta1, beta2, eps, 1 - lr * decay, size)]
-        device.rows("adam", dtype, triple, n_slots, *map(whole, tensors), *numbers)
+        numbers = AdamStep(scale, lr, beta1, beta2, eps, decay, step)
+        reference.rows_adam_(want[0], AdamState(*want[1:]), RowGradients(*triple), numbers)
+        device.adam(dtype, triple, tensors, numbers)
         untouched = torch.ones(n_slots, dtype=torch.bool).index_fill(0, triple[1].flatten(), False)
         for result, expected, old in zip(tensors, want, before, strict=True):
             if result is None:
@@ -302,11 +317,10 @@ def test_adam_with_a_beta_near_one(device: Device) -> None:
     tensors = [torch.zeros(3, 8) for _ in range(3)]
     want = [torch.zeros(3, 8, dtype=torch.float64) for _ in range(3)]
     lr, beta1, beta2, eps = 0.05, 0.999, 0.9999, 1e-8
-    reference.rows_adam_(*want, None, *(x.double() if x.is_floating_point() else x for x in triple), 1.0, lr, beta1,
-                         beta2, eps, 0.0, 1)  # fmt: skip
-    size = lr * (1 - beta2) ** 0.5 / (1 - beta1)
-    numbers = [ctypes.c_double(x) for x in (1.0, beta1, beta2, eps, 1.0, size)]
-    device.rows("adam", torch.float32, triple, 3, *map(whole, (*tensors, None)), *numbers)
+    numbers = AdamStep(1.0, lr, beta1, beta2, eps, 0.0, 1)
+    gradient = RowGradients(*(x.double() if x.is_floating_point() else x for x in triple))
+    reference.rows_adam_(want[0], AdamState(*want[1:]), gradient, numbers)
+    device.adam(torch.float32, triple, (*tensors, None), numbers)
     for result, expected in zip(tensors, want, strict=True):
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
 
@@ -318,6 +332,7 @@ def planted(folder: Path, file: str, before: str, after: str, *flags: str) -> De
     """The device with a copy of the kernels in which one passage is changed."""
     kernels = folder / "cuda"
     shutil.copytree(KERNELS, kernels)
+    shutil.copy(KERNELS.parent / "adam.h", folder)
     text = (kernels / file).read_text()
     assert text.count(before) == 1, f"{file} must hold once: {before}"
     (kernels / file).write_text(text.replace(before, after))
@@ -326,8 +341,8 @@ def planted(folder: Path, file: str, before: str, after: str, *flags: str) -> De
 
 SELECT_FAULTS = {
     "race": (
-        "if (lane == 0) memory.half_keys[half * (k + 1) + k] = found.next;\n    __syncwarp();",
-        "if (lane == 0) memory.half_keys[half * (k + 1) + k] = found.next;",
+        "if (lane == 0) memory.half_keys[half * (k + 1) + k] = taken.next;\n  __syncwarp();",
+        "if (lane == 0) memory.half_keys[half * (k + 1) + k] = taken.next;",
         "race in shared memory",
     ),
     "beyond a tensor": (
@@ -362,9 +377,6 @@ def test_planted_race_between_blocks_is_found(tmp_path: Path) -> None:
     line = "  if (pair > 0 && task.slots[pair - 1] == slot) return;\n"
     device = planted(tmp_path, "rows.h", line, "")
     triple = factors(5, 4, 1, 8, torch.float32)
-    values, exp_avg, exp_avg_sq = (torch.rand(1, 8) for _ in range(3))
-    numbers = [ctypes.c_double(0.5)] * 6
+    table = [torch.rand(1, 8) for _ in range(3)]
     with pytest.raises(Fault, match="race in global memory"):
-        device.rows(
-            "adam", torch.float32, triple, 1, whole(values), whole(exp_avg), whole(exp_avg_sq), whole(None), *numbers
-        )
+        device.adam(torch.float32, triple, (*table, None), AdamStep(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1))
