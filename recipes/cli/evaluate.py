@@ -169,12 +169,12 @@ def check_run(run: Run, corpus: Corpus, train_call: str) -> dict[str, Any]:
     record = run.record()
     if record is None:
         raise UserError(f"{run.record_path}: missing; train first with: {train_call}")
-    if record.get("corpus_fingerprint") != corpus.fingerprint:
+    if record.corpus_fingerprint != corpus.fingerprint:
         raise UserError(
             f"{run.folder} was trained on another state of the corpus {corpus.folder}; "
             f"train anew with: {train_call.replace('recipes/train.sh', 'recipes/train.sh --force', 1)}"
         )
-    return record
+    return record.model_dump()
 
 
 def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
@@ -338,7 +338,7 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
             "or name another Python with the variable PYTHON"
         ) from None
     search = search_options(
-        fairseq_options.normalised(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
+        fairseq_options.with_dashes(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
     )
     for option in ("beam", "lenpen", "max_tokens"):
         if getattr(arguments, option) is not None:

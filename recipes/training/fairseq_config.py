@@ -28,52 +28,57 @@ PATHS = (("task", "data"), ("checkpoint", "save_dir"))
 def parse(arguments: Sequence[str]) -> Any:
     """The configuration that `arguments` of fairseq-train make.
 
-    Raises a UserError for what fairseq does not understand.
+    Raises:
+        UserError: fairseq does not understand them.
     """
-    with _told_in_a_line():
+    with _errors_in_one_line():
         return _parse(arguments)
 
 
 def build(arguments: Sequence[str]) -> tuple[Any, Any, Any]:
     """(configuration, task, model) of the training that `arguments` of fairseq-train describe, built here.
 
-    Raises a UserError for what cannot be built.
+    Raises:
+        UserError: they cannot be built.
     """
-    with _told_in_a_line():
+    with _errors_in_one_line():
         from fairseq import tasks
         from fairseq.dataclass.initialize import add_defaults
 
-        found = _parse(arguments)
-        add_defaults(found)
-        task = tasks.setup_task(found.task)
-        return found, task, task.build_model(found.model)
+        cfg = _parse(arguments)
+        add_defaults(cfg)
+        task = tasks.setup_task(cfg.task)
+        return cfg, task, task.build_model(cfg.model)
 
 
 def _parse(arguments: Sequence[str]) -> Any:
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+    from fairseq_compat import plugins
     from fairseq_compat.launch import prepare_precision
 
+    if "--user-dir" in arguments:
+        plugins.load(arguments[arguments.index("--user-dir") + 1])
     parsed = options.parse_args_and_arch(options.get_training_parser(), list(arguments))
-    found = convert_namespace_to_omegaconf(parsed)
-    prepare_precision(found)
-    return found
+    cfg = convert_namespace_to_omegaconf(parsed)
+    prepare_precision(cfg)
+    return cfg
 
 
 @contextlib.contextmanager
-def _told_in_a_line() -> Iterator[None]:
-    """What fairseq says against the options becomes a UserError; its notes are left out."""
-    complaint = io.StringIO()
+def _errors_in_one_line() -> Iterator[None]:
+    """Turn fairseq's refusal of options into a UserError; its notes are left out."""
+    output = io.StringIO()
     with messages.quiet_libraries():
         fairseq_compat.install()
         try:
-            with contextlib.redirect_stderr(complaint):
+            with contextlib.redirect_stderr(output):
                 yield
         except UserError:
             raise
-        except SystemExit:  # argparse's way
-            raise UserError(launcher.cause(complaint.getvalue().splitlines())) from None
+        except SystemExit:  # argparse's way to refuse
+            raise UserError(launcher.cause(output.getvalue().splitlines())) from None
         except Exception as error:  # fairseq and plugins raise anything; all of it is about these options
             why = f"{type(error).__name__}: {error}".split("\n")[0]
             raise UserError(f"the model cannot be built: {why}") from None
@@ -85,9 +90,12 @@ def _told_in_a_line() -> Iterator[None]:
 def for_hydra(arguments: Sequence[str]) -> dict[str, Any]:
     """Hydra's configuration of the training that `arguments` of fairseq-train describe.
 
-    It holds what was given and what is no default. Raises a UserError for what fairseq does not understand.
+    It holds the options that are given, and those that differ from fairseq's defaults.
+
+    Raises:
+        UserError: fairseq does not understand the arguments.
     """
-    found = parse(arguments)
+    cfg = parse(arguments)
     given = {token[2:].partition("=")[0].replace("-", "_") for token in arguments if token.startswith("--")}
     written: dict[str, Any] = {
         # Else Hydra makes a folder for each run, starts the training in it, and keeps a log of its own.
@@ -95,7 +103,7 @@ def for_hydra(arguments: Sequence[str]) -> dict[str, Any]:
         "hydra": {"run": {"dir": "."}, "job": {"chdir": False}, "output_subdir": None},
     }
     for group in GROUPS:
-        if block := _block(group, found[group], arguments, given):
+        if block := _block(group, cfg[group], arguments, given):
             written[group] = block
     for group, name in PATHS:
         written[group][name] = os.path.abspath(written[group][name])
@@ -108,24 +116,25 @@ def as_yaml(configuration: Mapping[str, Any], head: str) -> str:
     return f"# {head}\n" + yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _block(group: str, found: Any, arguments: Sequence[str], given: set[str]) -> dict[str, Any]:
-    if found is None:
+def _block(group: str, options: Any, arguments: Sequence[str], given: set[str]) -> dict[str, Any]:
+    """What Hydra's configuration holds of one group."""
+    if options is None:
         return {}
-    if isinstance(found, Namespace):
-        return _legacy_block(found, arguments)
-    default = _defaults(group, found)
-    head = {} if getattr(found, "_name", None) is None else {"_name": found._name}
-    return head | _differences(found, default, given)
+    if isinstance(options, Namespace):
+        return _block_without_dataclass(options, arguments)
+    default = _defaults(group, options)
+    head = {} if getattr(options, "_name", None) is None else {"_name": options._name}
+    return head | _differences(options, default, given)
 
 
-def _defaults(group: str, found: Any) -> Any:
-    """The dataclass instance that `found` was made from."""
+def _defaults(group: str, options: Any) -> Any:
+    """The dataclass instance that `options` was made from."""
     from fairseq.dataclass.configs import FairseqConfig
     from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
     from fairseq.registry import REGISTRIES
     from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
-    name = getattr(found, "_name", None)
+    name = getattr(options, "_name", None)
     if group == "model":
         kind = MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
     elif group == "task":
@@ -137,42 +146,42 @@ def _defaults(group: str, found: Any) -> Any:
     return kind() if isinstance(kind, type) else kind
 
 
-def _differences(found: Any, default: Any, given: set[str]) -> dict[str, Any]:
-    """Fields that were given or differ from the default, but for those that follow another group's."""
-    told: dict[str, Any] = {}
+def _differences(options: Any, default: Any, given: set[str]) -> dict[str, Any]:
+    """Fields that were given or differ from the default, without those that follow another group's."""
+    kept: dict[str, Any] = {}
     for field in dataclasses.fields(default):
-        before, now = getattr(default, field.name), found.get(field.name)
-        if field.name == "_name" or field.name not in found:
+        before, now = getattr(default, field.name), options.get(field.name)
+        if field.name == "_name" or field.name not in options:
             continue
         if dataclasses.is_dataclass(before):
             if inner := _differences(now, before, given):
-                told[field.name] = inner
+                kept[field.name] = inner
         elif isinstance(before, str) and before.startswith("${"):
             follows = before[2:-1].rpartition(".")[2] == field.name
             if not follows and field.name in given:
-                told[field.name] = _plain(now)
+                kept[field.name] = _plain(now)
         elif field.name in given or not _same(_plain(now), _plain(before)):
-            told[field.name] = _plain(now)
-    return told
+            kept[field.name] = _plain(now)
+    return kept
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, be it as a number and its text."""
+    """Whether two values are equal, also where one is a number and the other its text."""
     return bool(one == other) or str(one) == str(other)
 
 
-def _legacy_block(found: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """What was given of the options of a model without a dataclass; its architecture knows the rest."""
+def _block_without_dataclass(options: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """The given options of a model without a dataclass; its architecture sets the others."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     declared = ArgumentParser(argument_default=SUPPRESS, allow_abbrev=False, add_help=False)
-    ARCH_MODEL_REGISTRY[found._name].add_args(declared)
+    ARCH_MODEL_REGISTRY[options._name].add_args(declared)
     given, _ = declared.parse_known_args(list(arguments))
-    return {"_name": found._name} | {name: _plain(value) for name, value in vars(given).items()}
+    return {"_name": options._name} | {name: _plain(value) for name, value in vars(given).items()}
 
 
 def _plain(value: Any) -> Any:
-    """`value` as YAML has it."""
+    """`value` as plain Python values, which YAML can hold."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_config(value):

@@ -1,4 +1,4 @@
-"""fairseq-train options: the recipe's own, the model file's, those for one corpus, the command line's."""
+"""Options of fairseq-train by name: how they are read and written, and which of them the recipe sets itself."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,54 +7,64 @@ from thoth_core.errors import UserError
 
 Options = dict[str, Any]
 
-# Where the recipe puts things, and how it launches and reads the training: not for others to set.
+_SUBSETS = "the validation set alone chooses the best checkpoint: no test set may"
+_OF_THE_RECIPE = "it is an option of recipes/train.sh itself: put it before the --"
+_PROCESSES = "use --processes or --gpus"
+_RESUMING = "a run resumes exactly; --force starts it from scratch"
+
+# Options that choose folders, processes or the log, which is the recipe's task; with the reason or remedy.
 RESERVED = {
     "data": "CORPUS and --data choose the data",
     "source-lang": "the corpus fixes the languages",
     "target-lang": "the corpus fixes the languages",
-    "train-subset": "the corpus fixes what is trained on",
-    "valid-subset": "the validation set alone chooses the best checkpoint: no test set may",
-    "combine-valid-subsets": "the validation set alone chooses the best checkpoint: no test set may",
-    "ignore-unused-valid-subsets": "the validation set alone chooses the best checkpoint: no test set may",
+    "train-subset": "the corpus fixes the training set",
+    "valid-subset": _SUBSETS,
+    "combine-valid-subsets": _SUBSETS,
+    "ignore-unused-valid-subsets": _SUBSETS,
     "save-dir": "--runs chooses the folder",
     "restore-file": "a run resumes from its own checkpoints",
-    "reset-optimizer": "a run resumes exactly; --force starts it anew",
-    "reset-dataloader": "a run resumes exactly; --force starts it anew",
-    "reset-meters": "a run resumes exactly; --force starts it anew",
-    "reset-lr-scheduler": "a run resumes exactly; --force starts it anew",
+    "reset-optimizer": _RESUMING,
+    "reset-dataloader": _RESUMING,
+    "reset-meters": _RESUMING,
+    "reset-lr-scheduler": _RESUMING,
     "no-save": "recipes/evaluate.sh needs the checkpoints",
     "no-last-checkpoints": "resuming needs the last checkpoint",
     "user-dir": "the model file names the plugin (user_dir)",
-    "cpu": "it is an option of recipes/train.sh itself: put it before the --",
-    "seed": "it is an option of recipes/train.sh itself: put it before the --",
+    "cpu": _OF_THE_RECIPE,
+    "seed": _OF_THE_RECIPE,
+    "minutes": _OF_THE_RECIPE,
+    "force": _OF_THE_RECIPE,
     "stop-time-hours": "use --minutes",
     "help": "fairseq-train --help shows it",
-    "force": "it is an option of recipes/train.sh itself: put it before the --",
-    "log-format": "the recipe reads the log",
+    "log-format": "the recipe writes the log",
     "log-file": "the recipe writes train.log",
-    "no-progress-bar": "the recipe reads the log",
-    "distributed-world-size": "use --processes or --gpus",
-    "distributed-num-procs": "use --processes or --gpus",
-    "distributed-rank": "use --processes or --gpus",
-    "distributed-init-method": "use --processes or --gpus",
-    "distributed-port": "use --processes or --gpus",
-    "distributed-no-spawn": "use --processes or --gpus",
+    "no-progress-bar": "the recipe writes the log",
+    "distributed-world-size": _PROCESSES,
+    "distributed-num-procs": _PROCESSES,
+    "distributed-rank": _PROCESSES,
+    "distributed-init-method": _PROCESSES,
+    "distributed-port": _PROCESSES,
+    "distributed-no-spawn": _PROCESSES,
     "device-id": "use CUDA_VISIBLE_DEVICES",
-    "local-rank": "use --processes or --gpus",
+    "local-rank": _PROCESSES,
 }
 
-# What may change between two calls of the same run: when it stops, what it says and keeps.
+# Options that may change between two calls for one run: when it stops, and what it reports and keeps.
 LIMITS = ("max-update", "max-epoch", "patience", "minutes")
 DISPLAY = ("log-interval", "num-workers", "keep-last-epochs", "no-epoch-checkpoints")
 
 
-def normalised(options: Mapping[str, Any]) -> Options:
+def with_dashes(options: Mapping[str, Any]) -> Options:
     """The same options with dashes in their names, as fairseq-train spells them."""
     return {str(name).replace("_", "-"): value for name, value in options.items()}
 
 
 def from_command_line(tokens: Sequence[str]) -> Options:
-    """Options given after `--`: `--name value`, `--name=value`, or `--name` alone for a flag."""
+    """Options given after `--`: `--name value`, `--name=value`, or `--name` alone for a flag.
+
+    Raises:
+        UserError: a value without an option, or an option's short form.
+    """
     options: Options = {}
     name = None
     for token in tokens:
@@ -70,19 +80,7 @@ def from_command_line(tokens: Sequence[str]) -> Options:
         else:
             options[name] = token
             name = None
-    return normalised(options)
-
-
-def is_language_model(options: Mapping[str, Any]) -> bool:
-    """Whether these are the options of a language model, which reads the corpus's target language alone."""
-    return options.get("task") == "language_modeling"
-
-
-def refuse_reserved(options: Mapping[str, Any], where: str) -> None:
-    """Raise a UserError for an option that the recipe itself sets."""
-    for name in options:
-        if name in RESERVED:
-            raise UserError(f"--{name} ({where}) cannot be set here: {RESERVED[name]}")
+    return with_dashes(options)
 
 
 def to_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -98,3 +96,27 @@ def to_arguments(options: Mapping[str, Any]) -> list[str]:
         else:
             arguments += [f"--{name}", str(value)]
     return arguments
+
+
+def is_language_model(options: Mapping[str, Any]) -> bool:
+    """Whether these are the options of a language model, which reads the corpus's target language alone."""
+    return options.get("task") == "language_modeling"
+
+
+def refuse_reserved(options: Mapping[str, Any], where: str) -> None:
+    """Raise a UserError for an option that the recipe itself sets."""
+    for name in options:
+        if name in RESERVED:
+            raise UserError(f"--{name} ({where}) cannot be set here: {RESERVED[name]}")
+
+
+def check_limits(limits: Mapping[str, Any]) -> None:
+    """Raise a UserError for a limit that is not a number above 0, which fairseq would take for no limit."""
+    for name, value in limits.items():
+        kind = "a number above 0" if name == "minutes" else "a whole number of at least 1"
+        try:
+            number = float(value) if name == "minutes" else int(str(value))
+        except (TypeError, ValueError):
+            number = 0
+        if isinstance(value, bool) or not 0 < number < 1e9:
+            raise UserError(f"--{name} must be {kind}, but is {value}")

@@ -1,41 +1,35 @@
-"""Start a training as child processes, read what they print, and leave none behind."""
+"""Starts a training as child processes, follows what they print and report, and leaves none behind."""
 
 import ctypes
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from fairseq_compat import events
+from recipes.storage.locks import Lock
 from recipes.storage.provenance import ROOT
+from recipes.training.devices import Devices
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
-
-@dataclass(frozen=True)
-class Machines:
-    """How many machines train together, which of them this is (from 0), and HOST:PORT of the first one."""
-
-    nodes: int = 1
-    rank: int = 0
-    master: str = ""
+INTERVAL = 0.1  # seconds between two looks at the reported events
 
 
-ALONE = Machines()
-
-
-def command_line(module: str, arguments: Sequence[str], *, processes: int, machines: Machines = ALONE) -> list[str]:
+def command_line(module: str, arguments: Sequence[str], devices: Devices) -> list[str]:
     """`python -m MODULE ARGUMENTS`, under torchrun where there is more than one process.
 
-    `processes` are those on this machine. `python -m torch.distributed.run` is torchrun for this very Python.
+    `python -m torch.distributed.run` is torchrun for this very Python.
     """
-    program = ["-m", module, *arguments]
-    if processes * machines.nodes == 1:
+    program, machines = ["-m", module, *arguments], devices.machines
+    if devices.all_processes == 1:
         return [sys.executable, *program]
     torchrun = ["-m", "torch.distributed.run"]
     if machines.nodes == 1:
@@ -44,11 +38,11 @@ def command_line(module: str, arguments: Sequence[str], *, processes: int, machi
         host, _, port = machines.master.rpartition(":")
         torchrun += ["--nnodes", str(machines.nodes), "--node-rank", str(machines.rank)]
         torchrun += ["--master-addr", host, "--master-port", port]
-    return [sys.executable, *torchrun, "--nproc-per-node", str(processes), *program]
+    return [sys.executable, *torchrun, "--nproc-per-node", str(devices.processes), *program]
 
 
-def environment(threads: int) -> dict[str, str]:
-    """This environment, the checkout importable, and `threads` threads a process (sums depend on it)."""
+def environment(threads: int, report: Path) -> dict[str, str]:
+    """This environment with the checkout importable, `threads` threads per process, and the file for events."""
     path = [str(ROOT)] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     return {
         **os.environ,
@@ -56,7 +50,94 @@ def environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        events.VARIABLE: str(report.absolute()),
     }
+
+
+def run(
+    command: Sequence[str],
+    *,
+    threads: int,
+    lock: Lock | None,
+    report: Path,
+    on_line: Callable[[str], None],
+    on_event: Callable[[events.AnyEvent], None],
+) -> int:
+    """Run a training to its end. On the way out, by an error or Ctrl-C too, no child is left.
+
+    Args:
+        command: the command line.
+        threads: threads of each process. The order of sums depends on it, and so do the last bits of the result.
+        lock: becomes the standard input of all processes, so that it is held as long as one of them lives.
+        report: the file to which the training appends its events.
+        on_line: called with every line that the training prints.
+        on_event: called with every event.
+
+    Returns:
+        The exit status; negative for a signal.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    launcher = os.getpid()
+    follower = events.Follower(report)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if lock is None else lock.descriptor,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(threads, report),
+        preexec_fn=lambda: _die_with(launcher),
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        if lock is not None:
+            lock.add_holder(process.pid)
+        for line in _lines(process.stdout):
+            for event in follower.read():
+                on_event(event)
+            if line is not None:
+                on_line(line)
+        status = process.wait()
+        for event in follower.read():
+            on_event(event)
+        return status
+    finally:
+        _end(process)
+        _end_children()
+
+
+def _lines(stream: IO[str]) -> Iterator[str | None]:
+    """The lines of `stream`, and None at least once per `INTERVAL`, until its end."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line.rstrip("\n"))
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=INTERVAL)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        yield line
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End the process, by SIGKILL if SIGTERM does not end it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _prctl(option: int, value: int) -> None:
@@ -66,8 +147,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """End this process, the forked child of `parent`, when that ends."""
-    # SIGTERM and not SIGKILL: torchrun takes its workers along when it is asked to end.
+    """Let this process, the forked child of `parent`, end when that ends."""
+    # SIGTERM and not SIGKILL: torchrun then ends its workers first.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # too late: it has ended already
         os._exit(1)
@@ -75,17 +156,17 @@ def _die_with(parent: int) -> None:
 
 def _children() -> list[int]:
     """Process ids of this process's children (Linux)."""
-    found: list[int] = []
+    children: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         try:
-            found += [int(pid) for pid in path.read_text().split()]
+            children += [int(pid) for pid in path.read_text().split()]
         except (OSError, ValueError):
             continue
-    return found
+    return children
 
 
 def _end_children(patience: float = 10.0) -> None:
-    """End the children that are left; orphans of a killed torchrun are ours too, as their subreaper."""
+    """End the children that are left. As their subreaper, this process inherits the workers of a killed torchrun."""
     deadline = time.monotonic() + patience
     stop = signal.SIGTERM
     while children := _children():
@@ -104,51 +185,26 @@ def _end_children(patience: float = 10.0) -> None:
                 continue
 
 
-def run(command: Sequence[str], *, threads: int, lock: IO[str], on_line: Callable[[str], None]) -> int:
-    """Run `command`, handing every line it prints to `on_line`; its exit status (negative: a signal).
-
-    `lock` becomes the standard input of the whole family of processes, so the run folder stays locked as long
-    as one of them lives. On the way out, by an error or Ctrl-C too, no child is left.
-    """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    launcher = os.getpid()
-    process = subprocess.Popen(
-        command,
-        stdin=lock,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment(threads),
-        preexec_fn=lambda: _die_with(launcher),
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            on_line(line.rstrip("\n"))
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        _end_children()
-
-
 def cause(lines: Sequence[str]) -> str:
-    """The line that names why a training failed, out of the last lines it printed."""
-    errors = [found[1] for line in lines if (found := re.search(r"\berror: (.+)$", line))]
+    """The line that names why a program of others failed, out of the last lines that it printed.
+
+    Our own trainings report their errors as events; this is for crashes, and for what torchrun and argparse print.
+    """
+    errors = [match[1] for line in lines if (match := re.search(r"\berror: (.+)$", line))]
     if errors:
         return errors[-1]
     exceptions = [
         line.strip() for line in lines if re.match(r"(?:\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception)\b", line)
     ]
     # torchrun closes with its own ChildFailedError: the worker's comes before it.
-    told = [line for line in exceptions if "ChildFailedError" not in line]
-    if told:
-        return told[-1]
+    workers = [line for line in exceptions if "ChildFailedError" not in line]
+    if workers:
+        return workers[-1]
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def failure(status: int, errors: Sequence[str], lines: Sequence[str]) -> str:
+    """Why a training ended with `status` other than 0, from the errors that it reported and the lines it printed."""
+    if errors:
+        return errors[0]  # the others may be consequences, in other processes
+    return f"ended by signal {-status}" if status < 0 else cause(lines)

@@ -67,11 +67,18 @@ def assert_same_bits(one: object, other: object) -> None:
         assert one == other
 
 
-def test_fairseq_cannot_resume_after_eval_bleu(tmp_path, tiny_corpus, finished):
-    folder = restart_from(finished / "checkpoint_1_8.pt", tmp_path / "run")
-    command = train(folder, tiny_corpus, *BLEU, program="fairseq-train")
-    assert command.status == 1
-    assert "Unsupported global" in command.output
+def test_fairseq_cannot_resume_its_own_training_after_eval_bleu(tmp_path, tiny_corpus, finished):
+    """Our trainer resumes it; and fairseq's resumes what ours has saved."""
+    folder = tmp_path / "run"
+    assert train(folder, tiny_corpus, *BLEU, "--max-update", 8, program="fairseq-train").status == 0
+    theirs = train(folder, tiny_corpus, *BLEU, program="fairseq-train")
+    assert theirs.status == 1
+    assert "Unsupported global" in theirs.output
+    ours = train(folder, tiny_corpus, *BLEU, "--max-update", 12)
+    assert ours.status == 0, ours.output
+    assert "num_updates=12" in ours.output
+    folder = restart_from(finished / "checkpoint_1_8.pt", tmp_path / "ours")
+    assert train(folder, tiny_corpus, *BLEU, "--max-update", 12, program="fairseq-train").status == 0
 
 
 @pytest.mark.parametrize("checkpoint", ["checkpoint_1_8.pt", "checkpoint1.pt", "checkpoint_2_20.pt"])
