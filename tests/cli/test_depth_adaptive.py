@@ -10,11 +10,8 @@ from depth_adaptive.config import ARCHITECTURES
 from depth_adaptive.halting import HALTINGS
 from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
-from tests.support.command_lines import TINY, Command, run
-from tests.support.paths import ROOT
+from tests.support.depth_commands import alike, assert_one_line, generate, scored, train, translations
 
-PLUGIN = ROOT / "depth_adaptive"
-COMMON = [*TINY, "--user-dir", PLUGIN, "--criterion", "depth_adaptive_cross_entropy", "--decoder-layers", 3]
 # Options by the name of what they choose. None and "0" stand for what is not asked for.
 CHOICES: dict[str, dict[str, list[object]]] = {
     "training": {kind: ["--exit-weighting", kind] for kind in WEIGHTINGS}
@@ -60,34 +57,6 @@ def covering() -> list[dict[str, str]]:
 
 
 ROWS = covering()
-
-
-def train(folder: Path, corpus: Path, *options: object, arch: str = "depth_adaptive_transformer_small") -> Command:
-    arguments = [corpus, *COMMON, "--arch", arch, "--save-dir", folder, "--max-update", 8, *options]
-    return run(folder.with_suffix(".log"), "fairseq_compat.train", *arguments)
-
-
-def generate(log: Path, corpus: Path, checkpoint: Path, overrides: dict[str, object], *more: object) -> Command:
-    options = ["--path", checkpoint, "--cpu", "--beam", 3, "--max-len-b", 12, "--num-workers", 0, *more]
-    return run(log, "fairseq-generate", corpus, "--user-dir", PLUGIN, *options, "--model-overrides", repr(overrides))
-
-
-def translations(command: Command) -> dict[int, str]:
-    """Sentence number → best hypothesis."""
-    return {number: text for number, (_, text) in scored(command).items()}
-
-
-def scored(command: Command) -> dict[int, tuple[float, str]]:
-    """Sentence number → score and best hypothesis."""
-    assert command.status == 0, command.output
-    found = re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", command.output, flags=re.M)
-    return {int(number): (float(score), text) for number, score, text in found}
-
-
-def alike(some: dict[int, tuple[float, str]], others: dict[int, tuple[float, str]]) -> bool:
-    """Whether texts are the same, and scores but for rounding: those of other exits are not."""
-    assert some.keys() == others.keys()
-    return all(some[n][1] == others[n][1] and some[n][0] == pytest.approx(others[n][0], abs=1e-3) for n in some)
 
 
 @pytest.fixture(scope="module")
@@ -231,13 +200,6 @@ WRONG: dict[str, tuple[list[object], str]] = {
         "--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer",
     ),
 }
-
-
-def assert_one_line(command: Command, message: str) -> None:
-    assert command.status in (1, 2)
-    assert len(command.errors) == 1, command.output
-    assert message in command.errors[0]
-    assert "Traceback" not in command.output
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_compat_resuming import assert_same_training
-from tests.cli.test_depth_adaptive import COMMON, generate, translations
 from tests.support.command_lines import Command, run, start_processes
+from tests.support.depth_commands import COMMON, generate, translations
 
 UPDATES = 9  # the seventh, an epoch's last, has a single batch: one of two processes gets none
 OPTIONS = [

@@ -22,8 +22,8 @@ from recipes.evaluation import evaluator, exit_calibration
 from recipes.evaluation import translator as decoding
 from recipes.storage import provenance
 from recipes.storage.provenance import ROOT
+from tests.support.depth_models import noted_exits
 from tests.support.recipe_runs import paper_corpus, recipe
-from tests.unit.depth_adaptive.test_model import noted_exits
 from thoth_core.errors import UserError
 
 SEARCH = search_options({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")

@@ -14,13 +14,12 @@ from depth_adaptive.halting import HALTINGS
 from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
 from tests.support import depth_reference as reference
-from tests.unit.depth_adaptive.test_model import (  # noqa: F401
+from tests.support.depth_models import (
     GOLD,
     LAYERS,
     TARGET,
     beam,
     built,
-    exact_softmax,
     run,
     sentences,
     task,

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from depth_adaptive import flops, halting
-from tests.unit.depth_adaptive.test_model import built, sentences
+from tests.support.depth_models import built, sentences
 
 DIMS = dict(decoder_embed_dim=32, encoder_embed_dim=24, decoder_ffn_embed_dim=64, decoder_layers=4)
 SIZES = flops.Sizes(dim=32, ffn=64, encoder_dim=24, vocabulary=40, exits=4)

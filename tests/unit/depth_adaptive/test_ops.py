@@ -1,18 +1,15 @@
-"""depth_adaptive's operators against their twins and against sums written out, and linears with packed weights."""
+"""depth_adaptive's operators against their twins and against sums written out."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from depth_adaptive import ops
-from depth_adaptive.packed_linear import PackedLinears
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}  # outputs of order 1
 
@@ -283,63 +280,3 @@ def test_operations_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         ops.attend(*given, None, 2)
     assert counter.get_total_flops() == 2 * 5 * 7 * 8 * 2
-
-
-# ---- linears with packed weights ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, False)], ids=str)
-@torch.no_grad()
-def test_linears_side_by_side(dtype: torch.dtype, biases: tuple[bool, bool]) -> None:
-    torch.manual_seed(1)
-    first, second = (nn.Linear(24, n, bias=bias).to(dtype) for n, bias in zip((10, 33), biases, strict=True))
-    linears = PackedLinears()
-    for rows in (1, 5, 200, 3):
-        x = torch.randn(rows, 24).to(dtype)
-        doubles = [copy.deepcopy(layer).double() for layer in (first, second)]
-        expected = torch.cat([layer(x.double()) for layer in doubles], -1)
-        for relu in (False, True):
-            found = linears(x, first, second, relu=relu).double()
-            tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
-            torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=tolerance, atol=tolerance)
-
-
-@torch.no_grad()
-def test_copies_follow_their_weights() -> None:
-    layer, linears = nn.Linear(8, 8), PackedLinears()
-    x = torch.randn(3, 8)
-
-    def check() -> None:
-        torch.testing.assert_close(linears(x, layer), layer(x))
-
-    check()
-    layer.weight.mul_(2)
-    check()
-    layer.bias.add_(1)
-    check()
-    layer.load_state_dict(nn.Linear(8, 8).state_dict())
-    check()
-    layer.weight.data = torch.randn(8, 8)
-    check()
-    layer.weight.data.mul_(2)  # as fairseq does after an update in half precision: unseen
-    linears.train()
-    check()
-    layer = nn.Linear(8, 8)
-    check()
-
-
-def test_gradients_take_no_copies() -> None:
-    layer, linears = nn.Linear(8, 8), PackedLinears()
-    linears(torch.randn(3, 8), layer, relu=True).sum().backward()
-    assert layer.weight.grad is not None
-    assert not linears._copies
-
-
-@torch.no_grad()
-def test_copies_are_not_copied() -> None:
-    layer, linears = nn.Linear(8, 8), PackedLinears()
-    linears(torch.randn(3, 8), layer)
-    assert linears._copies
-    assert not copy.deepcopy(linears)._copies
-    assert not pickle.loads(pickle.dumps(linears))._copies
