@@ -1,7 +1,6 @@
 """From a checkpoint to a model and its task on a prepared corpus."""
 
 import hashlib
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,13 +58,13 @@ def load_model(
     import fairseq_compat
 
     fairseq_compat.install()
-    from fairseq import tasks, utils
+    from fairseq import tasks
     from omegaconf import OmegaConf, open_dict
 
+    from fairseq_compat import plugins
+
     if user_dir is not None:
-        utils.import_user_module(Namespace(user_dir=str(user_dir)))
-        # fairseq leaves a package alone that was imported before fairseq was, which then has registered nothing.
-        getattr(sys.modules[user_dir.name], "register", lambda: None)()
+        plugins.load(user_dir)
     if not isinstance(state.get("cfg"), Mapping) or not isinstance(state.get("model"), Mapping):
         raise UserError(f"{path}: not a training checkpoint of this fairseq (no cfg or no model in it)")
     configuration: Any = OmegaConf.create(state["cfg"], flags={"allow_objects": True})

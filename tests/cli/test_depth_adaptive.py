@@ -147,7 +147,9 @@ def test_a_plain_transformer_goes_on_with_a_halting(tmp_path: Path, tiny_corpus:
     assert command.status == 0, command.output
     assert "@ 3 updates)" in command.output
     last = tmp_path / "run/checkpoint_last.pt"
-    expected = scored(generate(tmp_path / "plain.log", tiny_corpus, start, {}))
+    # Without a model of ours, fairseq leaves out the last batch where its size is no multiple of 8.
+    whole = ["--required-batch-size-multiple", 1]
+    expected = scored(generate(tmp_path / "plain.log", tiny_corpus, start, {}, *whole))
     assert len(expected) == 20
     assert alike(scored(generate(tmp_path / "full.log", tiny_corpus, last, {})), expected)
     halting = {"exit_policy": "halting", "exit_threshold": 0}
