@@ -144,11 +144,11 @@ def forward_timings(size: Size, rounds: int) -> dict[str, Timing]:
     rows = min(size.tokens * size.heads * size.k, size.n**2)
     repeats = size.tokens * size.heads * size.k / rows
     with torch.no_grad():
-        ours.table.weight.copy_(plain.values)  # the rest is equal by its seed
+        ours.table.weight.copy_(plain.values)  # the other parameters have the same seed
         queries = plain.queries(x)
         difference = (plain(x) - ours(x)).abs().max().item()
         if not difference < 1e-4:
-            raise RuntimeError(f"the two formulations must give one result, they differ by {difference}")
+            raise RuntimeError(f"both formulations must give the same result, but they differ by {difference}")
         timings = time_in_turn(
             {
                 "plain lookup": lambda: plain.lookup(queries),
@@ -169,7 +169,7 @@ def forward_timings(size: Size, rounds: int) -> dict[str, Timing]:
 
 
 def growth(size: Size, ns: list[int], rounds: int) -> list[dict[str, float]]:
-    """Microseconds a token of the lookup, the training step and the score products, for each n."""
+    """Microseconds per token of the lookup, the training step and the score products, for each n."""
     figures = []
     for n in ns:
         model = Ours(replace(size, n=n))
@@ -190,7 +190,7 @@ def growth(size: Size, ns: list[int], rounds: int) -> list[dict[str, float]]:
 
 def print_growth(figures: list[dict[str, float]], dim: int) -> None:
     """A table, and bars of the growth since the first line."""
-    print(f"\ngrowth with n at value dimension {dim}, microseconds a token (and times those of the first line)")
+    print(f"\ngrowth with n at value dimension {dim}, microseconds per token (and the factor to the first line)")
     print(f"  {'n':>5} {'slots':>10} {'lookup':>16} {'training step':>16} {'score products':>16}")
     names = ("lookup_us_per_token", "step_us_per_token", "gemm_us_per_token")
     for line in figures:
@@ -204,8 +204,8 @@ def print_growth(figures: list[dict[str, float]], dim: int) -> None:
 
 
 def plot_growth(figures: list[dict[str, float]], file: Path) -> None:
-    """The same as a picture, both axes logarithmic."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every library tell everything
+    """Plot the growth, with both axes logarithmic."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # otherwise it logs its search for fonts
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
@@ -213,7 +213,7 @@ def plot_growth(figures: list[dict[str, float]], file: Path) -> None:
         axes.plot(
             [line["n"] for line in figures], [line[f"{name}_us_per_token"] for line in figures], "o-", label=label
         )
-    axes.set(xlabel="sub-keys a half (n)", ylabel="microseconds a token", xscale="log", yscale="log")
+    axes.set(xlabel="sub-keys a half (n)", ylabel="microseconds per token", xscale="log", yscale="log")
     axes.set_xticks([line["n"] for line in figures], [f"{line['n']:.0f}" for line in figures], minor=False)
     axes.legend()
     figure.savefig(file)

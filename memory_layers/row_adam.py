@@ -153,7 +153,7 @@ class RowAdam:
 
 
 def _zeros(table: ValueTable) -> Tensor:
-    """Moments of a table, in float32 or better. On the CPU, the system provides a page when it is first written."""
+    """Moments of a table, in float32 or better."""
     return torch.zeros_like(table.weight, dtype=torch.promote_types(table.weight.dtype, torch.float32))
 
 
