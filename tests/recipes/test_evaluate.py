@@ -71,13 +71,13 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     assert scores["tokens_per_second"] == pytest.approx(scores["tokens"] / scores["seconds"], rel=0.05)
     record = Run(copied / "toy/mini").record()
     assert record is not None
-    assert scores["parameters"] == record["parameters"]
+    assert scores["parameters"] == record.parameters
     assert scores["checkpoint"] == "checkpoint_best.pt"
-    assert scores["updates"] == record["best_updates"]
+    assert scores["updates"] == record.best_updates
     assert scores["beam"] == 3  # the model file's
     assert scores["command"].startswith("recipes/evaluate.sh toy ")
     assert scores["versions"]["torch"] == torch.__version__
-    assert scores["training_command"] == record["command"]
+    assert scores["training_command"] == record.command
     assert scores["training_status"] == "finished"
     assert "not finished" not in done.stdout
     assert done.stdout.splitlines()[-1] == f"BLEU = {scores['bleu']['score']:.2f}"
@@ -130,7 +130,9 @@ def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) 
 
 def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     run = Run(copied / "toy/mini")
-    run.update({**(run.record() or {}), "status": "interrupted"})
+    record = run.record()
+    assert record is not None
+    run.write(record.changed(status="interrupted"))
     call = ["toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0"]
     done = recipe("evaluate", *call, "--split", "valid", "--average", "2", "--beam", "1")
     assert "note: this training is not finished (interrupted)" in done.stdout

@@ -57,26 +57,26 @@ def test_both_forms_give_the_same_bits(model: str, data: Path, tmp_path: Path) -
         extra += ["--warmup-updates", "2", "--disable-validation"]
     commands, states = [], []
     for form in ("words", "file"):
-        asked = plan(model, data, tmp_path / form, *extra)
-        asked.run.create()
-        program, words = "fairseq_compat.train", asked.arguments()
+        planned = plan(model, data, tmp_path / form, *extra)
+        planned.run.create()
+        program, words = "fairseq_compat.train", planned.arguments()
         if form == "file":
-            asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
+            planned.run.configuration_path.write_text(planned.configuration(), encoding="utf-8")
             program, words = (
                 "fairseq_compat.hydra_train",
-                ["--config-dir", str(asked.run.folder), "--config-name", "training"],
+                ["--config-dir", str(planned.run.folder), "--config-name", "training"],
             )
         command = command_lines.run(tmp_path / f"{form}.log", program, *words)
         assert command.status == 0, command.output
         commands.append(command)
-        states.append(checkpoints.load(asked.run.checkpoints / "checkpoint_last.pt"))
+        states.append(checkpoints.load(planned.run.checkpoints / "checkpoint_last.pt"))
     assert len(records(commands[0].output)) == 3
     assert records(commands[0].output) == records(commands[1].output)
     one, other = (state["model"] for state in states)
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
-    assert {path.name for path in asked.run.folder.iterdir()} == {"checkpoints", "training.yaml"}
+    assert {path.name for path in planned.run.folder.iterdir()} == {"checkpoints", "training.yaml"}
 
 
 def test_a_run_may_change_its_form(data: Path, mini: Path, finished: Path, tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, t
     assert command.status == 0, command.output
 
 
-def test_the_file_holds_what_was_asked_and_little_else(data: Path, tmp_path: Path) -> None:
-    asked = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
-    found = yaml.safe_load(asked.configuration())
+def test_the_file_holds_the_given_options_and_little_else(data: Path, tmp_path: Path) -> None:
+    planned = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
+    found = yaml.safe_load(planned.configuration())
     train_block = schema.load_model("pervasive_small").train
     assert found["model"] == {"_name": "pervasive_small"}
     assert found["optimization"]["lr"] == [train_block["lr"]]
@@ -122,10 +122,10 @@ def test_the_file_holds_what_was_asked_and_little_else(data: Path, tmp_path: Pat
 
 
 def test_hydra_s_complaints_are_one_line(data: Path, tmp_path: Path) -> None:
-    asked = plan("transformer", data, tmp_path)
-    asked.run.create()
-    asked.run.configuration_path.write_text(asked.configuration(), encoding="utf-8")
-    words = ["--config-dir", asked.run.folder, "--config-name", "training"]
+    planned = plan("transformer", data, tmp_path)
+    planned.run.create()
+    planned.run.configuration_path.write_text(planned.configuration(), encoding="utf-8")
+    words = ["--config-dir", planned.run.folder, "--config-name", "training"]
     for wrong in ("optimization.learning_rate=1", "optimization.max_epoch=many"):
         command = command_lines.run(tmp_path / "log", "fairseq_compat.hydra_train", *words, wrong)
         assert command.status == 1

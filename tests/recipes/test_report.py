@@ -607,7 +607,7 @@ WRONG: dict[str, tuple[int, Callable[[Path], object], list[str]]] = {
         MEMORY, lambda run: (run / "evaluation/slots-d2.png").write_bytes(png()[:-20]), ["slots-d2.png: damaged"]
     ),
     "a loss that is none": (
-        PLAIN, lambda run: written(run / "progress.jsonl", [LOW]), ["progress.jsonl: loss must be a number"]
+        PLAIN, lambda run: written(run / "progress.jsonl", [LOW]), ["progress.jsonl: line 1: field valid.loss"]
     ),
 }  # fmt: skip
 

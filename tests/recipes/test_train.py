@@ -17,12 +17,9 @@ import torch
 import yaml
 
 from fairseq_compat import checkpoints
-from recipes.storage import provenance
-from recipes.training import events, fairseq_options, launcher
-from recipes.training import run as run_module
 from recipes.training.run import Run
+from tests.support.processes import with_standard_input
 from tests.support.recipe_runs import ROOT, files, recipe, recipe_environment, refused
-from thoth_core.errors import UserError
 
 
 def last(folder: Path) -> dict[str, Any]:
@@ -30,16 +27,16 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 def losses(folder: Path) -> list[tuple[Any, ...]]:
-    """(kind, updates, loss) of a run's progress, but for epochs' means: fairseq tells those after it has saved.
+    """(kind, updates, loss) of a run's progress, without the means of epochs: fairseq reports those after saving.
 
-    A training killed in between never tells that one.
+    A training killed in between never reports that one.
     """
     records = Run(folder / "toy/mini").progress()
     return [(r["kind"], r["updates"], r["loss"]) for r in records if r["kind"] != "epoch"]
 
 
 def assert_same_training(one: Path, other: Path) -> None:
-    """Final parameters and the optimizer's state are the same bits, and so is every loss that was told."""
+    """Final parameters and the optimizer's state are the same bits, and so is every loss that was output."""
     first, second = last(one), last(other)
     assert first["model"].keys() == second["model"].keys()
     for name, value in first["model"].items():
@@ -59,21 +56,21 @@ def test_a_run_leaves_its_records(finished: Path, data: Path) -> None:
     run = Run(finished / "toy/mini")
     record = run.record()
     assert record is not None
-    assert record["status"] == "finished"
-    assert record["reason"] == "4 epochs"
-    assert record["seed"] == 1
-    assert record["processes"] == 1
-    assert record["device"] == "cpu"
-    assert record["parameters"] == sum(v.numel() for v in unshared(last(finished)["model"]))
-    assert record["versions"]["torch"] == torch.__version__
-    assert record["corpus_fingerprint"] == json.loads((data / "toy/corpus.json").read_text())["fingerprint"]
-    assert "-m fairseq_compat.train" in record["command"]
-    assert "--update-epoch-batch-itr True" in record["command"]
+    assert record.status == "finished"
+    assert record.reason == "4 epochs"
+    assert record.seed == 1
+    assert record.processes == 1
+    assert record.device == "cpu"
+    assert record.parameters == sum(v.numel() for v in unshared(last(finished)["model"]))
+    assert record.versions["torch"] == torch.__version__
+    assert record.corpus_fingerprint == json.loads((data / "toy/corpus.json").read_text())["fingerprint"]
+    assert "-m fairseq_compat.train" in record.command
+    assert "--update-epoch-batch-itr True" in record.command
     kinds = [r["kind"] for r in run.progress()]
     assert kinds.count("valid") == 4
     assert kinds.count("epoch") == 4
     assert kinds.count("train") > 4
-    assert record["updates"] == run.progress()[-1]["updates"]
+    assert record.updates == run.progress()[-1]["updates"]
     seconds = [r["seconds"] for r in run.progress()]
     assert seconds == sorted(seconds)
     names = {path.name for path in run.checkpoints.iterdir()}
@@ -144,17 +141,17 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 def read_until(process: subprocess.Popen[str], pattern: str) -> str:
     """What the process prints up to a line that matches."""
     assert process.stdout is not None
-    told = ""
+    output = ""
     for line in process.stdout:
-        told += line
+        output += line
         if re.search(pattern, line):
-            return told
-    raise AssertionError(f"no line matches {pattern!r} in:\n{told}")
+            return output
+    raise AssertionError(f"no line matches {pattern!r} in:\n{output}")
 
 
 def trainers(folder: Path) -> list[int]:
     """Trainings with the lock of this run folder as their standard input, in the order they were started."""
-    return sorted(pid for pid, held in run_module._holders(folder / "toy/mini/.lock").items() if "0" in held)
+    return with_standard_input(folder / "toy/mini/.lock")
 
 
 def wait_until_gone(folder: Path) -> None:
@@ -169,7 +166,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, data: Path, mini:
     call = ["toy", str(mini), "--data", str(data), "--runs", str(tmp_path / "runs"), "--cpu"]
     for victim, when in (("launcher", "update 4 "), ("training", "update 12  valid"), ("both", "update 20 ")):
         process = start(call)
-        told = read_until(process, when)
+        output = read_until(process, when)
         if victim == "both":
             os.killpg(process.pid, signal.SIGKILL)
         else:
@@ -177,10 +174,10 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, data: Path, mini:
         rest = process.stdout.read() if process.stdout else ""
         process.wait()
         if victim == "training":
-            assert "error: training stopped: ended by signal 9" in rest, told + rest
+            assert "error: training stopped: ended by signal 9" in rest, output + rest
             record = Run(tmp_path / "runs/toy/mini").record()
             assert record is not None
-            assert record["status"] == "failed"
+            assert record.status == "failed"
     done = recipe("train", *call)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from checkpoint" in done.stdout
@@ -215,12 +212,12 @@ def test_an_interruption_ends_everything_and_says_how_to_go_on(
         process.send_signal(number)
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number
-    assert "call the same again to resume" in rest
+    assert "repeat the same call to resume" in rest
     assert "Traceback" not in rest
     wait_until_gone(tmp_path / "runs")
     record = Run(tmp_path / "runs/toy/mini").record()
     assert record is not None
-    assert (record["status"], record["reason"]) == ("interrupted", reason)
+    assert (record.status, record.reason) == ("interrupted", reason)
     # More epochs or fewer are the same training: it goes on, and the limit is met at once.
     done = recipe("train", *call, "--", "--max-epoch", "1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -232,48 +229,8 @@ def test_a_second_training_is_kept_out(data: Path, mini: Path, tmp_path: Path) -
     run.create()
     with run.lock():
         done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu")
-        refused(done, "another training works in this folder", str(run.folder))
+        refused(done, f"another training works in {run.folder} (process {os.getpid()} on ")
         assert not run.record_path.exists()
-
-
-def test_trainings_without_launcher_are_ended(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    run.create()
-    with run.lock() as lock:
-        orphan = subprocess.Popen(["sleep", "100"], stdin=lock)
-    with run.lock():
-        assert orphan.wait(timeout=10) == -signal.SIGKILL
-
-
-def test_a_launcher_that_is_about_to_be_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was killed holds the lock until the system has cleared it away: up to seconds on a busy disk."""
-    run = Run(tmp_path / "run")
-    run.create()
-    with run.lock() as lock:
-        soon = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock.fileno()])
-    with run.lock() as lock:
-        assert soon.wait() == 0
-        late = subprocess.Popen(["sleep", "3"], pass_fds=[lock.fileno()])
-    with pytest.raises(UserError, match=f"another training works in this folder .process {late.pid}"), run.lock():
-        pass
-    monkeypatch.setattr(run_module, "_is_ending", lambda process: process == late.pid)
-    with run.lock():
-        assert late.wait() == 0
-
-
-def test_what_is_ending_is_told_from_what_works() -> None:
-    process = subprocess.Popen(["sleep", "100"])
-    assert not run_module._is_ending(process.pid)
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert run_module._is_ending(process.pid)  # a zombie
-    process.wait()
-    assert run_module._is_ending(process.pid)  # gone
-
-
-def test_a_training_whose_launcher_is_gone_does_not_start() -> None:
-    done = subprocess.run(["echo", "started"], preexec_fn=lambda: launcher._die_with(parent=1), capture_output=True)
-    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_minutes_are_those_of_all_resumptions(data: Path, mini: Path, tmp_path: Path) -> None:
@@ -284,14 +241,15 @@ def test_minutes_are_those_of_all_resumptions(data: Path, mini: Path, tmp_path: 
     run = Run(tmp_path / "runs/toy/mini")
     first = run.record()
     assert first is not None
-    assert first["updates"] == 1
+    assert first.updates == 1
     # No minute is left: one more update is made before that is seen.
     done = recipe("train", *call, "0.0002")
     assert done.returncode == 0, done.stdout + done.stderr
     second = run.record()
     assert second is not None
-    assert second["updates"] == 2
-    assert second["seconds"] > first["seconds"] > 0
+    assert second.updates == 2
+    assert second.seconds is not None
+    assert second.seconds > (first.seconds or 0) > 0
 
 
 # --- several processes -----------------------------------------------------------------------------
@@ -303,8 +261,8 @@ def test_two_processes_train_like_one_with_twice_the_batches(data: Path, mini: P
         assert done.returncode == 0, done.stdout + done.stderr
     record = Run(tmp_path / "two/toy/mini").record()
     assert record is not None
-    assert "torch.distributed.run" in record["command"]
-    assert record["processes"] == 2
+    assert "torch.distributed.run" in record.command
+    assert record.processes == 2
     one, two = last(tmp_path / "one"), last(tmp_path / "two")
     for name, value in one["model"].items():
         assert torch.equal(value, two["model"][name]), name
@@ -353,7 +311,7 @@ def test_force_with_wrong_options_removes_nothing(copied: Path, data: Path, mini
     assert files(copied) == before
 
 
-def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Path, mini: Path) -> None:
+def test_force_starts_from_scratch_and_removes_its_own_files_only(copied: Path, data: Path, mini: Path) -> None:
     (copied / "toy/mini/evaluation").mkdir()
     (copied / "toy/mini/evaluation/scores.json").write_text("{}")
     (copied / "toy/mini/.evaluation.new.x").mkdir()
@@ -369,7 +327,7 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     run = Run(copied / "toy/mini")
     record = run.record()
     assert record is not None
-    assert record["identity"]["--lr"] == "0.02"
+    assert record.identity["--lr"] == "0.02"
     assert not (run.checkpoints / "checkpoint4.pt").exists()
     assert (copied / "scratch/checkpoint_last.pt").exists()
     assert not (run.folder / "exits.md").exists()
@@ -380,16 +338,21 @@ def test_force_starts_anew_and_removes_its_own_files_only(copied: Path, data: Pa
     assert (copied / "toy/other").is_dir()
 
 
-def test_fine_tuning_has_a_patience_of_its_own(finished: Path, data: Path, mini: Path, tmp_path: Path) -> None:
-    """The training that it begins with had long been without improvement."""
+def test_fine_tuning_has_its_own_patience_and_time(finished: Path, data: Path, mini: Path, tmp_path: Path) -> None:
+    """The training that it begins with had taken long and had not improved for long."""
     state = checkpoints.load(finished / "toy/mini/checkpoints/checkpoint_last.pt")
     state["extra_state"]["early_stopping"] = {"best": 0.0, "num_runs": 5}
+    state["extra_state"]["previous_training_time"] = 1e6
     checkpoints.save(state, tmp_path / "tired.pt")
     done = recipe("train", "toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--",
                   "--finetune-from-model", tmp_path / "tired.pt", "--max-epoch", "2", "--patience", "2")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "begins with the parameters of tired.pt" in done.stdout
+    assert "begins with the weights of tired.pt" in done.stdout
     assert "Finished: 2 epochs" in done.stdout
+    record = Run(tmp_path / "runs/toy/mini").record()
+    assert record is not None
+    assert record.seconds is not None
+    assert record.seconds < 1e5
 
 
 def test_results_without_checkpoints_are_kept(copied: Path, data: Path, mini: Path) -> None:
@@ -403,13 +366,22 @@ def test_results_without_checkpoints_are_kept(copied: Path, data: Path, mini: Pa
     assert files(copied) == before
 
 
-def test_a_failed_start_may_be_mended(data: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_failed_start_may_be_corrected(data: Path, mini: Path, tmp_path: Path) -> None:
     """Options that cannot train leave nothing that stands in the way of better ones."""
     call = ["toy", mini, "--data", data, "--runs", tmp_path / "runs", "--cpu", "--", "--max-epoch", "1"]
     done = recipe("train", *call, "--criterion", "nonsense")
     refused(done, "nonsense", "train.log")
     done = recipe("train", *call)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_of_an_old_version_with_a_damaged_record_names_the_command(copied: Path, data: Path, mini: Path) -> None:
+    path = copied / "toy/mini/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": "two"}))
+    before = files(copied)
+    done = recipe("train", "toy", mini, "--data", data, "--runs", copied, "--cpu")
+    refused(done, "run.json: field threads", "recipes/train.sh toy mini --force")
+    assert files(copied) == before
 
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
@@ -535,99 +507,3 @@ def test_checkpoints_without_record_are_not_touched(copied: Path, data: Path, mi
     before = files(copied)
     refused(recipe("train", "toy", mini, "--data", data, "--runs", copied, "--cpu"), "run.json", "--force")
     assert files(copied) == before
-
-
-# --- parts -----------------------------------------------------------------------------------------
-
-
-def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpacked in somebody's repository, it has none."""
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    (tmp_path / "unpacked").mkdir()
-    for root, length in ((tmp_path, 40), (tmp_path / "unpacked", 0)):
-        monkeypatch.setattr(provenance, "ROOT", root)
-        assert len(provenance.commit() or "") == length
-
-
-def test_options_from_the_command_line() -> None:
-    assert fairseq_options.from_command_line(
-        ["--lr", "1", "--bf16", "--clip_norm=-1", "--adam-betas", "(0.9, 0.98)"]
-    ) == {
-        "lr": "1",
-        "bf16": True,
-        "clip-norm": "-1",
-        "adam-betas": "(0.9, 0.98)",
-    }
-    for wrong in (["-s", "de"], ["value"], ["--lr", "1", "2"]):
-        with pytest.raises(UserError, match="long form"):
-            fairseq_options.from_command_line(wrong)
-
-
-def test_options_to_arguments() -> None:
-    given = {"lr": 0.1, "bf16": True, "fp16": False, "amp": None, "clip-norm": -1, "betas": "(0.9, 1)"}
-    assert fairseq_options.to_arguments(given) == ["--lr", "0.1", "--bf16", "--clip-norm=-1", "--betas", "(0.9, 1)"]
-
-
-@pytest.mark.parametrize("head", ["2026-01-01 10:00:00 | INFO | train_inner | ", "INFO:train_inner:"])
-def test_log_lines_become_records(head: str) -> None:
-    values = {"epoch": 2, "update": 1.5, "loss": "4.25", "nll_loss": "3.5", "ppl": "11.3", "wps": "1234.5",
-              "num_updates": "300", "lr": "0.001", "wall": "61"}  # fmt: skip
-    assert events.parse(head + json.dumps(values)) == {
-        "kind": "train", "epoch": 2, "epochs": 1.5, "loss": 4.25, "nll_loss": 3.5, "perplexity": 11.3,
-        "tokens_per_second": 1234.5, "updates": 300, "lr": 0.001, "seconds": 61.0,
-    }  # fmt: skip
-    assert events.parse(head + "{broken") is None
-    assert events.parse("INFO | fairseq.trainer | loaded 3 examples") is None
-
-
-def test_the_time_left_is_that_of_the_nearest_limit() -> None:
-    record = {"updates": 100, "seconds": 50.0, "epochs": 2.0}
-    assert events.remaining(record, {"max-update": 300}) == pytest.approx(100)
-    assert events.remaining(record, {"max-update": 300, "max-epoch": 3}) == pytest.approx(25)
-    assert events.remaining(record, {"max-epoch": 3, "minutes": 1}) == pytest.approx(10)
-    assert events.remaining(record, {"minutes": 0.5}) == 0
-    assert events.remaining(record, {"patience": 3}) is None
-
-
-def test_records_beyond_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    told = [{"kind": "train", "updates": n, "seconds": float(n), "loss": 1.0, "epoch": 1} for n in (10, 20, 30)]
-    run.progress_path.write_text("".join(json.dumps(r) + "\n" for r in told) + '{"kind": "tra')
-    state = events.Progress(run, {})
-    state.rewind(20)
-    state.add({"kind": "train", "updates": 30, "seconds": 5.0, "loss": 1.5, "epoch": 1})
-    found = run.progress()
-    assert [(r["updates"], r["loss"]) for r in found] == [(10, 1.0), (20, 1.0), (30, 1.5)]
-    assert found[-1]["seconds"] == pytest.approx(25, abs=1)  # 20 before, 5 since
-
-
-def test_a_validation_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> None:
-    state = events.Progress(Run(tmp_path), {})
-    for n, loss in enumerate((float("nan"), float("inf"), 3.0, 2.5, float("nan"), 2.5), 1):
-        told = state.add({"kind": "valid", "updates": n, "loss": loss, "epoch": n})
-        assert ("best" in told) == (n > 2)
-    assert state.standing()["best_valid_loss"] == 2.5
-    assert state.standing()["best_updates"] == 4
-
-
-def test_time_before_a_validation_that_is_told_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A validation has no clock of fairseq's: the updates before it took time all the same."""
-    now = [1000.0]
-    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
-    state = events.Progress(Run(tmp_path), {})
-    state.begin()
-    now[0] += 42
-    state.add({"kind": "valid", "updates": 20, "loss": 1.5, "epoch": 1})
-    assert state.latest["seconds"] == 42
-
-
-def test_the_cause_of_a_failure_is_found() -> None:
-    torchrun = ["[rank1]: Traceback", "[rank1]: RuntimeError: Connection closed by peer",
-                "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "]  # fmt: skip
-    assert "Connection closed by peer" in launcher.cause(torchrun)
-    assert launcher.cause(["x: error: unrecognized arguments: --lrr 3"]) == "unrecognized arguments: --lrr 3"
-    assert launcher.cause(["error: no such file", "KeyError: 'x'"]) == "no such file"
-    assert launcher.cause(["last words", ""]) == "last words"
-    assert launcher.cause([]) == "it printed nothing"

@@ -281,7 +281,9 @@ def test_wrong_calls_are_refused(case: str, data: Path, finished: Path, mini: Pa
 
 def test_a_model_of_another_corpus_is_refused(two: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     run = Run(two / "toy/other")
-    run.update({**(run.record() or {}), "corpus_fingerprint": "another"})
+    record = run.record()
+    assert record is not None
+    run.write(record.changed(corpus_fingerprint="another"))
     with pytest.raises(UserError, match=r"other was trained on another state of the corpus"):
         evaluated(data, two, mini, "--ensemble", tmp_path / "other.yaml")
 

@@ -4,7 +4,7 @@
 interruption, then once more with SIGKILL at random moments (of the recipe and all that it started, of the training
 process alone, of the recipe's process alone), resuming it at once each time. What must be the same: every tensor of
 every checkpoint, the optimizer's state (float32 parameters and moments), where the training stands, and every loss
-told. Exit status 1 if anything differs. A few minutes on two cores.
+reported. Exit status 1 if anything differs. A few minutes on two cores.
 """
 
 import argparse
@@ -31,8 +31,8 @@ import torch
 from benchmarks.common import finish
 from fairseq_compat import checkpoints
 from recipes.storage.provenance import ROOT
-from recipes.training import run as run_module
 from recipes.training.run import Run
+from tests.support.processes import with_standard_input
 
 CORPUS = """\
 description: a small part of the quickstart corpus
@@ -75,7 +75,7 @@ VICTIMS = ("recipe and training", "training", "recipe")
 
 
 def recipe(script: str, *arguments: object) -> "subprocess.Popen[bytes]":
-    """Start recipes/SCRIPT.sh in a session of its own; its words go to log.txt in the working folder."""
+    """Start recipes/SCRIPT.sh in a session of its own; its output goes to log.txt in the working folder."""
     with open("log.txt", "ab") as log:
         process = subprocess.Popen(
             [str(ROOT / "recipes" / f"{script}.sh"), *map(str, arguments)],
@@ -103,9 +103,8 @@ def training_process(run: Run, within: float) -> int | None:
     """The process that trains into `run`, as soon as there is one."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        for process, descriptors in run_module._holders(run.folder / ".lock").items():
-            if "0" in descriptors:
-                return process
+        if processes := with_standard_input(run.folder / ".lock"):
+            return processes[0]
         time.sleep(0.01)
     return None
 
@@ -124,13 +123,13 @@ def kill(process: "subprocess.Popen[bytes]", victim: str, run: Run) -> bool:
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(training, signal.SIGKILL)
-        process.wait(60)  # the recipe says why it ends; nothing hangs
+        process.wait(60)  # the recipe ends too and says why
     # The others are not waited for: the next call meets what is still about to end.
     return True
 
 
 def wait_for_training(process: "subprocess.Popen[bytes]", offset: int) -> None:
-    """Wait until the recipe, whose words begin at `offset` of log.txt, says that the training itself begins."""
+    """Wait until the recipe, whose output begins at `offset` of log.txt, says that the training itself begins."""
     while process.poll() is None:
         if re.search(rb"(?m)^(resumed from|parameters:) ", Path("log.txt").read_bytes()[offset:]):
             return
@@ -138,7 +137,7 @@ def wait_for_training(process: "subprocess.Popen[bytes]", offset: int) -> None:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, tensor or plain value) of all that a checkpoint holds."""
+    """(path, tensor or plain value) of everything in a checkpoint."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{name}/{key}")
@@ -149,7 +148,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-# Times of day and the clock's; folders; what each start of fairseq sets anew.
+# Times and folders, and what fairseq sets at each start.
 DIFFERENT = ("/cfg/", "/extra_state/metrics/", "/extra_state/previous_training_time")
 
 
@@ -176,12 +175,12 @@ def compare(one: Run, other: Run) -> dict[str, list[str]]:
             a, b = first.get(key), second.get(key)
             if not same(a, b):
                 wrong["tensors" if isinstance(a, torch.Tensor) else "values"].append(f"{name}{key}")
-    told, again = losses(one), losses(other)
+    expected, again = losses(one), losses(other)
     wrong["losses"] += [f"{key} stands {n} times" for key, n in Counter(k for k, _ in again).items() if n > 1]
-    # fairseq tells the means of an epoch after it has saved: killed in between, they are never told.
-    missing = {key for key, _ in told} - {key for key, _ in again}
+    # fairseq reports the means of an epoch after saving: a training killed in between never reports them.
+    missing = {key for key, _ in expected} - {key for key, _ in again}
     wrong["losses"] += [f"{key} is missing" for key in sorted(missing) if key[0] != "epoch"]
-    known = dict(told)
+    known = dict(expected)
     wrong["losses"] += [f"{key}: {known.get(key)}, {value}" for key, value in again if known.get(key) != value]
     return wrong
 
@@ -196,7 +195,7 @@ def losses(run: Run) -> list[tuple[tuple[str, int], tuple[Any, ...]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=1, help="of the moments and victims (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments and victims (default 1)")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     options = parser.parse_args()
@@ -222,7 +221,7 @@ def main() -> int:
         print(f"{seconds[0]:.0f} s and {seconds[1]:.0f} s without interruption, {training:.0f} s of them training")
 
         resumed_at: list[int] = []
-        print(f"{'kill':>4}  {'after':<23}  {'victim':<20} {'told so far':<12} checkpoints")
+        print(f"{'kill':>4}  {'after':<23}  {'victim':<20} {'reported':<12} checkpoints")
         order = [VICTIMS[number % len(VICTIMS)] for number in range(options.kills)]
         draw.shuffle(order)
         for number, victim in enumerate(order, 1):
@@ -251,9 +250,9 @@ def main() -> int:
             for path in trained["once"].checkpoints.iterdir()
             for value in state(path).values()
         )
-        told = len(losses(trained["once"]))
+        reported = len(losses(trained["once"]))
         count = len(list(trained["once"].checkpoints.iterdir()))
-        print(f"\ncompared with the first: {tensors:,} tensors in {count} checkpoints, {told} records of losses")
+        print(f"\ncompared with the first: {tensors:,} tensors in {count} checkpoints, {reported} records of losses")
         for name, wrong in found.items():
             counts = ", ".join(f"{len(items)} {kind}" for kind, items in wrong.items())
             print(f"{name:<7} differ: {counts}")
@@ -266,7 +265,7 @@ def main() -> int:
                 "identical": identical,
                 "kills": dict(Counter(order)),
                 "tensors": tensors,
-                "losses": told,
+                "losses": reported,
                 "updates": trained["once"].progress()[-1]["updates"],
                 "killed_at_updates": resumed_at,
                 "differences": {n: {kind: len(i) for kind, i in wrong.items()} for n, wrong in found.items()},

@@ -71,7 +71,7 @@ import torch
 from attn2d import ops
 from attn2d.linear import Linear, packed_weights
 from thoth_core.onednn import DTYPES
-from recipes.training.plan import cpu_computes_bf16
+from recipes.training.devices import cpu_computes_bf16
 
 assert not cpu_computes_bf16() and torch.bfloat16 not in DTYPES
 torch.manual_seed(1)
