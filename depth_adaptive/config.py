@@ -1,7 +1,7 @@
-"""Options of ``depth_adaptive_transformer``, and what must hold of them.
+"""Options of ``depth_adaptive_transformer``, their checks, and the policies that they name.
 
 Every field becomes a command-line flag (``exit_policy`` → ``--exit-policy``) and a Hydra key (``model.exit_policy``).
-Real annotations are needed here: fairseq evaluates them.
+fairseq evaluates the annotations, so they must be real types and not strings.
 """
 
 from collections.abc import Callable
@@ -36,66 +36,71 @@ CHOICES = {
 
 @dataclass
 class DepthOptions(FairseqDataclass):
-    """The exits, their training, and how the exit of a token is chosen in decoding."""
+    """Options of the exits, of their training, and of the choice of exits in decoding."""
 
     exit_projections: ChoiceEnum(PROJECTIONS) = field(  # type: ignore[valid-type]
         default="shared",
         metadata={
-            "help": "output projection of the exits: the last block's for all, or one for each, tied to no embedding"
+            "help": "output projections of the exits: the last block's for all, or a separate one for each, not tied "
+            "to an embedding"
         },
     )
     exit_training: ChoiceEnum(TRAININGS) = field(  # type: ignore[valid-type]
         default="aligned",
-        metadata={"help": "train all exits on every token, or sampled exits with copied states above them"},
+        metadata={
+            "help": "train all exits on every token (aligned), or sampled exits with copied states above them (mixed)"
+        },
     )
-    exit_samples: int = field(default=1, metadata={"help": "sampled sequences of exits a batch, in mixed training"})
+    exit_samples: int = field(default=1, metadata={"help": "sampled sequences of exits per batch in mixed training"})
     exit_gradient_scale: Optional[float] = field(
         default=None,
         metadata={
-            "help": "balance the exits' gradients: exit n of N counts this times N - n + 1; if not given, equally"
+            "help": "scale the gradient of exit n of N by this number times N - n + 1; by default it is not scaled"
         },
     )
     halting: ChoiceEnum(HALTINGS) = field(  # type: ignore[valid-type]
         default="none",
         metadata={
-            "help": "what learns to choose exits: from the mean encoder output, from the first block's output, or a "
-            "unit asked after every block"
+            "help": "module that learns to choose exits: from the mean encoder output (sequence), from the first "
+            "block's output (token), or after every block (geometric)"
         },
     )
     halting_only: bool = field(
-        default=False, metadata={"help": "train the halting alone; all else stays as loaded, and must be loaded"}
+        default=False,
+        metadata={"help": "train only the halting module of a loaded model; all other weights are frozen"},
     )
     exit_policy: ChoiceEnum(POLICIES) = field(  # type: ignore[valid-type]
-        default="full", metadata={"help": "how decoding chooses exits; full never exits before the last block"}
+        default="full", metadata={"help": "choice of exits in decoding; full always runs all blocks"}
     )
-    exit_layer: Optional[int] = field(default=None, metadata={"help": "the exit of the policy fixed, from 1"})
+    exit_layer: Optional[int] = field(default=None, metadata={"help": "exit of the policy fixed, from 1"})
     exit_threshold: Optional[str] = field(
         default=None,
         metadata={
-            "help": "of the policies confidence and, where the halting is geometric, halting: one number from 0 to 1, "
-            "or one for each block but the last, as in 0.9,0.8; if not given, 0.5"
+            "help": "threshold of the policies confidence and, with geometric halting, halting: one number from 0 to "
+            "1, or one for each block but the last, as in 0.9,0.8 (default 0.5)"
         },
     )
     exit_distribution: Optional[str] = field(
         default=None,
-        metadata={"help": "weights of the exits for the policy random, as in 3,1,1,1,1,1; if not given, all alike"},
+        metadata={"help": "weights of the exits for the policy random, as in 3,1,1,1,1,1 (default: equal weights)"},
     )
     exit_temperature: Optional[str] = field(
         default=None,
         metadata={
-            "help": "what exits' logits are divided by when decoding, but not with the policy full: one number, or one "
-            "for each block, as in 1.2,1.1; if not given, 1"
+            "help": "temperature that divides the logits of the exits in decoding, except with the policy full: one "
+            "number, or one for each block, as in 1.2,1.1 (default 1)"
         },
     )
     exit_copies: ChoiceEnum(COPIES) = field(  # type: ignore[valid-type]
         default="deferred",
         metadata={
-            "help": "when decoding computes upper blocks' keys and values of copied states: once needed, or at once"
+            "help": "when decoding computes keys and values of copied states in upper blocks: once a token needs them "
+            "(deferred), or at once (eager)"
         },
     )
 
 
-# What each named architecture changes in the defaults of fairseq's `transformer` and of the options above.
+# The options in which each architecture differs from fairseq's `transformer` and from the defaults above.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # Section 5.1 of the paper.
     "depth_adaptive_transformer_iwslt_de_en": dict(
@@ -107,7 +112,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         decoder_attention_heads=4,
         exit_projections="separate",
     ),
-    # Trains on a CPU.
+    # Small enough to train on a CPU.
     "depth_adaptive_transformer_small": dict(
         encoder_embed_dim=256,
         encoder_ffn_embed_dim=512,
@@ -122,14 +127,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def options_of(args: Any) -> DepthOptions:
-    """The options in a namespace or configuration; absent ones have their defaults."""
+    """The options of a namespace or configuration; absent ones have their defaults."""
     known = DepthOptions()
     return DepthOptions(**{f.name: getattr(args, f.name, getattr(known, f.name)) for f in fields(known) if f.init})
 
 
-# Options of the host that exits do not work with: blocks are left out or are of another kind, there is no output
-# projection, layers are no more their weights, which is what exits read of them, or parameters that only the criterion
-# uses are taken for unused.
+# Options of fairseq that do not work with exits: they leave out blocks or build blocks of another kind, remove the
+# output projection, replace layers whose weights the exits read, or treat parameters as unused that only the criterion
+# uses.
 REFUSED = (
     "decoder_layerdrop",
     "decoder_layers_to_keep",
@@ -140,9 +145,9 @@ REFUSED = (
 )
 
 
-def check(options: DepthOptions, host: Any, *, exits: int) -> None:
-    """Raise a UserError for an option out of range or at odds with others, those of the ``host`` included."""
-    # The command line has seen to these; --model-overrides takes anything.
+def check(options: DepthOptions, fairseq_options: Any, *, exits: int) -> None:
+    """Raise a UserError for an option out of range, or options that exclude each other or some of fairseq's."""
+    # The command line checks choices and types; --model-overrides takes anything.
     for name, valid in CHOICES.items():
         if (value := getattr(options, name)) not in valid:
             raise UserError(f"{_flag(name)} must be one of {', '.join(valid)}, given {value!r}")
@@ -159,9 +164,9 @@ def check(options: DepthOptions, host: Any, *, exits: int) -> None:
     if options.halting_only and options.halting == "none":
         raise UserError(f"--halting-only needs --halting: one of {', '.join(HALTINGS[1:])}")
     for name in REFUSED:
-        if getattr(host, name, None):
+        if getattr(fairseq_options, name, None):
             raise UserError(f"{_flag(name)} does not work with exits: leave it out")
-    if host.cross_self_attention and options.exit_policy != "full":
+    if fairseq_options.cross_self_attention and options.exit_policy != "full":
         raise UserError("--cross-self-attention works with --exit-policy full only: leave one of them out")
     if options.exit_policy == "fixed" and options.exit_layer is None:
         raise UserError(f"--exit-policy fixed needs --exit-layer: from 1 to {exits}")
@@ -169,23 +174,27 @@ def check(options: DepthOptions, host: Any, *, exits: int) -> None:
         raise UserError(f"--exit-layer must be from 1 to {exits}, the decoder's blocks, given {options.exit_layer}")
     if options.exit_policy == "halting" and options.halting == "none":
         raise UserError(
-            "--exit-policy halting needs a model that was trained with --halting; this one can do: "
+            "--exit-policy halting needs a model that was trained with --halting; policies of this model: "
             + ", ".join(POLICIES[:-1])
         )
     if options.exit_policy == "halting" and options.halting != "geometric" and options.exit_threshold is not None:
         raise UserError(
-            f"--exit-threshold means nothing to --exit-policy halting where --halting is {options.halting}: leave it "
-            "out (as an override: exit_threshold=None)"
+            f"--exit-threshold has no effect on --exit-policy halting with --halting {options.halting}: leave it out "
+            "(as an override: exit_threshold=None)"
         )
 
 
 def build_policy(options: DepthOptions, *, exits: int, halting: Halting | None) -> Policy | None:
-    """The policy that ``options`` name; None for full depth. Raises a UserError as :func:`check` does."""
+    """The policy that ``options`` name; None for full depth.
+
+    Raises:
+        UserError: thresholds or weights out of range, or too few or many of them.
+    """
     thresholds = numbers("--exit-threshold", options.exit_threshold) or [0.5]
     weights = numbers("--exit-distribution", options.exit_distribution) or None
-    # Built whatever the policy, so that what is wrong shows before a training and not after it.
-    confidence = _named("--exit-threshold", lambda: ConfidencePolicy(exits=exits, thresholds=thresholds))
-    random = _named("--exit-distribution", lambda: RandomPolicy(exits=exits, weights=weights))
+    # Built for every policy, so that wrong options are reported before a training and not after it.
+    confidence = _build("--exit-threshold", lambda: ConfidencePolicy(exits=exits, thresholds=thresholds))
+    random = _build("--exit-distribution", lambda: RandomPolicy(exits=exits, weights=weights))
     if options.exit_policy == "fixed":
         assert options.exit_layer is not None
         return FixedPolicy(exits=exits, exit=options.exit_layer)
@@ -196,7 +205,11 @@ def build_policy(options: DepthOptions, *, exits: int, halting: Halting | None) 
 
 
 def temperatures(options: DepthOptions, *, exits: int) -> list[float] | None:
-    """What the logits of each exit are divided by; None: nothing. Raises a UserError as :func:`check` does."""
+    """The temperature of each exit, by which its logits are divided; None if they are not.
+
+    Raises:
+        UserError: a temperature that is not above 0, or too few or many of them.
+    """
     given = numbers("--exit-temperature", options.exit_temperature)
     if len(given) not in (0, 1, exits):
         raise UserError(f"--exit-temperature must be one number, or {exits}, one for each block, given {len(given)}")
@@ -210,7 +223,8 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _named(option: str, build: Callable[[], Policy]) -> Policy:
+def _build(option: str, build: Callable[[], Policy]) -> Policy:
+    """The policy; a ValueError becomes a UserError that names the option."""
     try:
         return build()
     except ValueError as error:
@@ -218,10 +232,10 @@ def _named(option: str, build: Callable[[], Policy]) -> Policy:
 
 
 def numbers(option: str, given: Any) -> list[float]:
-    """[0.9, 0.8] from "0.9,0.8", 0.9 or a list of numbers; [] from None.
+    """The numbers in the value of an option: a string such as "0.9,0.8", a number, or a list; none for None.
 
     Raises:
-        UserError: something else.
+        UserError: the value is something else.
     """
     if given is None:
         return []

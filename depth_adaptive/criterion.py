@@ -1,6 +1,6 @@
-"""``depth_adaptive_cross_entropy``: the loss of all exits and of what chooses among them (equation 7).
+"""``depth_adaptive_cross_entropy``: the loss of all exits and of the halting module (equation 7).
 
-Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, M tokens that are no padding.
+Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, M tokens that are not padding.
 """
 
 import math
@@ -26,44 +26,44 @@ from thoth_core.errors import UserError
 class DepthAdaptiveCriterionConfig(FairseqDataclass):
     """Options of the criterion."""
 
-    label_smoothing: float = field(default=0.0, metadata={"help": "label smoothing, of every exit"})
+    label_smoothing: float = field(default=0.0, metadata={"help": "label smoothing of every exit"})
     exit_weighting: ChoiceEnum(list(WEIGHTINGS)) = field(  # type: ignore[valid-type]
         default="uniform",
-        metadata={
-            "help": "weight of exit n in the loss of aligned training: 1, n, its square root, or their inverses; "
-            "mixed training has none"
-        },
+        metadata={"help": "weight of exit n in the loss of aligned training: 1, n, its square root, or their inverses"},
     )
     exit_distillation: float = field(
         default=0.0,
         metadata={
-            "help": "of all exits but the last, the part of the target that is the last exit's distribution instead of "
-            "the right word, in aligned training"
+            "help": "part of the target that is the distribution of the last exit instead of the reference, for all "
+            "other exits in aligned training"
         },
     )
-    halting_weight: float = field(default=1.0, metadata={"help": "weight alpha of the halting's loss"})
+    halting_weight: float = field(default=1.0, metadata={"help": "weight alpha of the halting loss"})
     halting_oracle: ChoiceEnum(ORACLES) = field(  # type: ignore[valid-type]
-        default="correctness", metadata={"help": "the exit to learn has the best likelihood, or the right word"}
+        default="correctness",
+        metadata={"help": "score of the oracle: the likelihood of the reference, or whether it is predicted"},
     )
-    halting_penalty: float = field(default=0.1, metadata={"help": "lambda: what a block costs the oracle"})
+    halting_penalty: float = field(default=0.1, metadata={"help": "penalty lambda of the oracle per block"})
     halting_smoothing: float = field(
-        default=0.0, metadata={"help": "sigma: width of the RBF kernel over neighbouring tokens; 0: each token alone"}
+        default=0.0, metadata={"help": "width sigma of the RBF kernel over neighbouring tokens; 0: no smoothing"}
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
 class Count(NamedTuple):
-    """Of the tokens that are scored at one exit: sums, and how many they are."""
+    """Sums over the tokens that are scored at one exit."""
 
-    nll: Tensor  # the negative log-likelihood, without smoothing
-    correct: Tensor
-    tokens: int
+    nll: Tensor  # negative log-likelihood, without smoothing
+    correct: Tensor  # tokens that are predicted
+    tokens: int  # number of tokens
 
 
 @register_criterion("depth_adaptive_cross_entropy", dataclass=DepthAdaptiveCriterionConfig)
 class DepthAdaptiveCriterion(FairseqCriterion):
-    """Sums over tokens, as the host's criteria; the sample size is the number of tokens or, by --sentence-avg, of
-    sentences."""
+    """The loss summed over tokens, as in fairseq's criteria.
+
+    The sample size is the number of tokens or, with --sentence-avg, of sentences.
+    """
 
     def __init__(
         self,
@@ -114,8 +114,12 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         return super().build_criterion(cfg, task)
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        """The host's interface: (loss, sample size, what is logged)."""
-        decoder = getattr(model, "decoder", None)  # the host's wrappers for several processes hand it through
+        """The loss, the sample size and the values to log for a batch, as fairseq's criteria return them.
+
+        Raises:
+            UserError: the model has no exits, or its options exclude those of the criterion.
+        """
+        decoder = getattr(model, "decoder", None)  # also through fairseq's wrappers for several processes
         if not isinstance(decoder, Decoder):
             raise UserError("--criterion depth_adaptive_cross_entropy needs --arch depth_adaptive_transformer")
         self.check(decoder)
@@ -128,7 +132,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         likelihoods = correct = None
         counted = []  # passes in which each exit's tokens are counted
         if "exit_states" in extra:
-            # In mixed training this is for the oracle alone.
+            # In mixed training, only the oracle needs this.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not extra["mixed"]):
                 exits_loss, likelihoods, correct = self.all_exits(decoder, extra["exit_states"], target, real)
             counted.append(
@@ -152,7 +156,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         return loss, size, log
 
     def check(self, decoder: Decoder) -> None:
-        """Raise a UserError for options that are at odds with the model's."""
+        """Raise a UserError for options that the options of the model exclude."""
         options = decoder.exit_options
         if options.exit_training == "mixed":
             for option, value, without in (
@@ -169,15 +173,24 @@ class DepthAdaptiveCriterion(FairseqCriterion):
         kind = "none" if decoder.halting is None else decoder.halting.kind
         if self.sigma > 0 and kind not in ("token", "geometric"):
             raise UserError(
-                f"--halting-smoothing {self.sigma:g} is over neighbouring tokens, and has no meaning with --halting "
-                f"{kind}; leave it out, or give --halting token or geometric"
+                f"--halting-smoothing {self.sigma:g} is over neighbouring tokens, and has no effect with --halting "
+                f"{kind}: leave it out, or give --halting token or geometric"
             )
 
     def all_exits(
         self, decoder: Decoder, states: list[Tensor], target: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Aligned training (equation 4): the loss, and of each exit and token the log-likelihood and whether it is
-        right, (N, B, T), 0 at padding."""
+        """The loss of aligned training (equation 4), and what the oracle needs.
+
+        Args:
+            states: the outputs of the blocks, (B, T, D) each.
+            target: (B, T) int64.
+            real: (B, T), True where there is no padding.
+
+        Returns:
+            The loss, the log-likelihoods (N, B, T), and whether each exit predicts the token (N, B, T); both are 0 at
+            padding.
+        """
         losses, likelihoods, correct = self.cross_entropy(
             decoder, {n: state[real] for n, state in enumerate(states, start=1)}, target[real]
         )
@@ -192,12 +205,14 @@ class DepthAdaptiveCriterion(FairseqCriterion):
     def sampled_exits(
         self, decoder: Decoder, exits: Tensor, states: list[Tensor], target: Tensor, real: Tensor
     ) -> tuple[Tensor, list[Count]]:
-        """Mixed training (equation 5), one sampled sequence of exits (B, T): the loss, and of each exit its tokens.
-        ``states`` are the outputs of the blocks, (B, T, D) each."""
+        """The loss of mixed training (equation 5) for one sample of exits (B, T), and the counts of each exit.
+
+        ``states`` are the outputs of the blocks, (B, T, D) each; ``target`` and ``real`` are (B, T).
+        """
         losses, counts = [], []
         for n, state in enumerate(states, start=1):
             chosen = real & (exits == n)
-            # Not a copy of it from above, whose gradient is scaled there.
+            # The output of block n itself: the gradient of a copy in an upper block is scaled there.
             loss, likelihood, correct = self.cross_entropy(decoder, {n: state[chosen]}, target[chosen])
             losses.append(loss.sum())
             counts.append(Count(-likelihood.sum(), correct.sum(), likelihood.numel()))
@@ -206,9 +221,9 @@ class DepthAdaptiveCriterion(FairseqCriterion):
     def cross_entropy(
         self, decoder: Decoder, states: dict[int, Tensor], target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What :func:`linear_cross_entropy` returns of block outputs (M, D) by the number of the exit and targets (M,).
+        """The result of :func:`linear_cross_entropy` for ``states``, outputs (M, D) of blocks by their number.
 
-        The gradients are scaled as appendix A has it.
+        ``target`` is (M,). The gradients are scaled as in appendix A.
         """
         losses, likelihoods, correct = linear_cross_entropy(
             [decoder.exit_features(n, state) for n, state in states.items()],
@@ -224,7 +239,7 @@ class DepthAdaptiveCriterion(FairseqCriterion):
     def halting(
         self, decoder: Decoder, extra: dict[str, Any], likelihoods: Tensor, correct: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Equation 6, summed over tokens, and the sum of the oracle's exits."""
+        """The halting loss (equation 6), summed over tokens, and the sum of the exits that the oracle chooses."""
         assert decoder.halting is not None
         scores = likelihoods if self.oracle == "likelihood" else correct.to(likelihoods.dtype)
         log_q = decoder.halting.log_distribution(extra["sentence"], extra["exit_states"])  # (N, B, T) or (N, B)
@@ -238,12 +253,12 @@ class DepthAdaptiveCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log averages, losses in bits: what is trained by the sample size, all else a token."""
+        """Log averages, losses in bits: the losses that are trained per sample, everything else per token."""
 
         bits = math.log(2)
 
         def mean(name: str, logged_as: str, count: str, unit: float, places: int) -> bool:
-            """Log it, unless there is nothing."""
+            """Log the average of a sum over ``count``, if that is not 0, and return whether it was logged."""
             logs = [log for log in logging_outputs if name in log]
             total = sum(log[count] for log in logs)
             if total > 0:
@@ -263,5 +278,5 @@ class DepthAdaptiveCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """They are sums."""
+        """All logged values are sums."""
         return True

@@ -2,7 +2,8 @@
 
     python -m depth_adaptive.cut CHECKPOINT N OUTPUT
 
-Exit N's norm and output projection become the decoder's; the other exits, the halting and the optimizer's state go.
+The norm and the output projection of exit N become those of the decoder. The other exits, the halting module and the
+state of the optimizer are removed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from thoth_core.errors import UserError
 
 
 def cut(weights: dict[str, Tensor], args: argparse.Namespace, n: int) -> tuple[dict[str, Tensor], argparse.Namespace]:
-    """The weights and options of the plain Transformer that ends at exit ``n``. What is given stays as it is.
+    """The weights and options of the plain Transformer that ends at exit ``n``. The arguments are not changed.
 
     Raises:
         UserError: ``n`` is not from 1 to the decoder's blocks.
@@ -43,7 +44,7 @@ def cut(weights: dict[str, Tensor], args: argparse.Namespace, n: int) -> tuple[d
             if name.startswith(source):
                 kept[target + name.removeprefix(source)] = value
     if options_of(args).exit_projections == "separate":
-        # The projection is not the embedding; encoder and decoder each have theirs, of the same values.
+        # The projection is not tied to the embedding. Encoder and decoder keep an embedding each, with equal values.
         args.share_all_embeddings = args.share_decoder_input_output_embed = False
     for field in fields(DepthOptions):
         vars(args).pop(field.name, None)
@@ -56,8 +57,8 @@ def cut_checkpoint(path: Path, n: int, output: Path, *, force: bool = False) -> 
     """Cut the checkpoint ``path`` and save it as ``output``.
 
     Raises:
-        UserError: no such file, another model's, ``n`` out of range, no folder for ``output``, or it exists and not
-            ``force``.
+        UserError: the checkpoint does not exist or has another model, ``n`` is out of range, ``output`` has no folder,
+            or it exists and ``force`` is not set.
     """
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} does not exist: make it, or give another OUTPUT")
@@ -65,14 +66,15 @@ def cut_checkpoint(path: Path, n: int, output: Path, *, force: bool = False) -> 
         raise UserError(f"{output} exists: give another name, or --force to replace it")
     state = checkpoints.load(path)
     cfg: Any = state.get("cfg")
-    given = cfg.get("model") if isinstance(cfg, dict) else None
-    args = argparse.Namespace(**given) if isinstance(given, dict) else copy.copy(given)  # Hydra's trainings save a dict
+    options = cfg.get("model") if isinstance(cfg, dict) else None
+    # Checkpoints of fairseq itself have a namespace here.
+    args = argparse.Namespace(**options) if isinstance(options, dict) else copy.copy(options)
     name = getattr(args, "_name", None) or getattr(args, "arch", None) or "unknown"
     if not isinstance(args, argparse.Namespace) or not str(name).startswith("depth_adaptive_transformer"):
-        raise UserError(f"{path} must hold a depth_adaptive_transformer, given {name}")
-    ARCH_CONFIG_REGISTRY[name](args)  # what the file leaves to the architecture, which the plain model does not have
+        raise UserError(f"{path} must contain a depth_adaptive_transformer, given {name}")
+    ARCH_CONFIG_REGISTRY[name](args)  # sets what the checkpoint leaves to the architecture, which is not fairseq's
     state["model"], args = cut(state["model"], args, n)
-    cfg["model"] = vars(args)  # a bare fairseq-generate refuses files that hold an argparse.Namespace
+    cfg["model"] = vars(args)  # torch's safe loading refuses an argparse.Namespace
     state.pop("last_optimizer_state", None)
     cfg["common"]["user_dir"] = None
     cfg["criterion"] = {"_name": "cross_entropy", "sentence_avg": False}
@@ -80,14 +82,14 @@ def cut_checkpoint(path: Path, n: int, output: Path, *, force: bool = False) -> 
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m depth_adaptive.cut", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path, help="a depth_adaptive_transformer's")
-    parser.add_argument("n", type=int, metavar="N", help="blocks to keep, from 1")
-    parser.add_argument("output", type=Path, help="the plain transformer's checkpoint")
-    parser.add_argument("--force", action="store_true", help="replace an output that exists")
-    given = parser.parse_args()
-    cut_checkpoint(given.checkpoint, given.n, given.output, force=given.force)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of a depth_adaptive_transformer")
+    parser.add_argument("n", type=int, metavar="N", help="number of blocks to keep, from 1")
+    parser.add_argument("output", type=Path, help="checkpoint of the plain transformer, to be written")
+    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    arguments = parser.parse_args()
+    cut_checkpoint(arguments.checkpoint, arguments.n, arguments.output, force=arguments.force)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Floating-point operations of the decoder per token (appendix B of the paper), of greedy decoding or one hypothesis.
+"""Floating-point operations of the decoder per token (appendix B of the paper), for greedy decoding or one hypothesis.
 
-A multiplication and an addition count separately. Counted are the matrix products: projections, scores and sums of
+A multiplication and an addition count separately. The matrix products are counted: projections, scores and sums of
 attention, feed-forward, halting unit, output layer. Layer norms, softmax, activations, biases, residual sums and
 embeddings are not. Axes: B sentences, T target; D and E are the decoder's and encoder's dimensions.
 
-These are the operations that a sentence alone needs. In a batch, :mod:`depth_adaptive.search` computes scores and
-sums of attention to the source for rows that have left too, and over padding: these are extra. Copied states' keys and
-values count in every upper block, as `--exit-copies eager` computes them; `deferred` computes as many or fewer.
+These are the operations that a sentence alone needs. In a batch, attention to the source also runs over padding, and
+with few rows :mod:`depth_adaptive.search` computes those that have left too; these operations are not counted. Keys and
+values of copied states count in every upper block, as `--exit-copies eager` computes them; `deferred` needs as many or
+fewer.
 """
 
 from dataclasses import dataclass
@@ -19,9 +20,15 @@ DECISIONS = ("none", "sequence", "token", "geometric", "confidence")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The decoder's: dimension D, feed-forward, encoder's dimension E, vocabulary and number of blocks.
+    """Sizes of the decoder.
 
-    ``output_dim``: of the output layer's input, if it is projected to another dimension than D.
+    Attributes:
+        dim: dimension D of the decoder.
+        ffn: dimension of the feed-forward layers.
+        encoder_dim: dimension E of the encoder.
+        vocabulary: size of the target vocabulary.
+        exits: number of blocks.
+        output_dim: dimension to which the input of the output layer is projected, if it is not D.
     """
 
     dim: int
@@ -33,7 +40,7 @@ class Sizes:
 
     @property
     def output(self) -> int:
-        """Operations of one output layer."""
+        """Operations of the output layer for one token."""
         if self.output_dim in (None, self.dim):
             return 2 * self.vocabulary * self.dim
         return 2 * self.output_dim * (self.dim + self.vocabulary)
@@ -41,27 +48,27 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of all tokens, and their number."""
+    """The operations of all tokens, and the number of tokens."""
 
     total: int
     tokens: int
 
     @property
     def mean(self) -> float:
-        """Per token; 0 without tokens."""
+        """Operations per token; 0 if there are no tokens."""
         return self.total / self.tokens if self.tokens else 0.0
 
 
 def of_exits(exits: Tensor, source_lengths: Tensor, sizes: Sizes, *, decision: str) -> Flops:
-    """Operations of tokens that left at ``exits``.
+    """The operations for tokens that left at ``exits``.
 
     Args:
-        exits: (B, T) int64, from 1; 0 after a sentence's end.
+        exits: (B, T) int64, from 1; 0 after the end of a sentence.
         source_lengths: (B,) int64.
-        decision: how exits are decided, one of ``DECISIONS``; fixed, random and full exits cost nothing.
+        decision: how exits are decided, one of ``DECISIONS``; "none" for fixed and random exits and full depth.
 
     Raises:
-        ValueError: another decision, exits out of range or after a sentence's end, or lengths of other sentences.
+        ValueError: an unknown decision, exits out of range or after the end, or shapes that do not fit.
     """
     if decision not in DECISIONS:
         raise ValueError(f"the decision must be one of {', '.join(DECISIONS)}, given {decision}")
@@ -77,17 +84,16 @@ def of_exits(exits: Tensor, source_lengths: Tensor, sizes: Sizes, *, decision: s
     if bool((real[:, 1:] & ~real[:, :-1]).any()):
         raise ValueError("a sentence's exits must stand at its beginning, given some after a 0")
     d, exits = sizes.dim, exits.long()
-    t = torch.arange(1, exits.size(1) + 1, device=exits.device).expand_as(
-        exits
-    )  # a token attends to t, itself included
+    # A token attends to t positions, itself included.
+    t = torch.arange(1, exits.size(1) + 1, device=exits.device).expand_as(exits)
     source = source_lengths.long()[:, None]
-    gone_through = 12 * d**2 + 4 * sizes.ffn * d + 4 * t * d + 4 * source * d  # FC
-    total = (exits * gone_through)[real].sum()
-    # The source's keys and values, in each block that a sentence reaches: FC of the first call.
+    computed = 12 * d**2 + 4 * sizes.ffn * d + 4 * t * d + 4 * source * d  # per block, FC of the appendix
+    total = (exits * computed)[real].sum()
+    # Keys and values of the source, in each block that a sentence reaches.
     deepest = exits.amax(1) if exits.size(1) else exits.new_zeros(exits.size(0))
     total += (deepest * 4 * source[:, 0] * d * sizes.encoder_dim).sum()
-    total += ((sizes.exits - exits) * 4 * d**2)[real].sum()  # FS
-    asked = exits.clamp(max=sizes.exits - 1)[real]  # the last block is not asked
+    total += ((sizes.exits - exits) * 4 * d**2)[real].sum()  # copied states, FS of the appendix
+    decided = exits.clamp(max=sizes.exits - 1)[real]  # blocks with a decision: after the last there is none
     tokens = int(real.sum())
     outputs = tokens
     if decision == "sequence":
@@ -95,14 +101,14 @@ def of_exits(exits: Tensor, source_lengths: Tensor, sizes: Sizes, *, decision: s
     elif decision == "token":
         total += 2 * sizes.exits * d * tokens
     elif decision == "geometric":
-        total += 2 * d * asked.sum()
-    elif decision == "confidence":  # the output layer of each exit asked, and of the last where none stops
+        total += 2 * d * decided.sum()
+    elif decision == "confidence":  # the output layer at each block up to the exit
         outputs = int(exits[real].sum())
     return Flops(int(total) + sizes.output * outputs, tokens)
 
 
 def full_depth(lengths: Tensor, source_lengths: Tensor, sizes: Sizes) -> Flops:
-    """Operations of targets of ``lengths`` (B,), all tokens going through all blocks."""
+    """The operations for targets of ``lengths`` (B,) if all tokens go through all blocks."""
     longest = int(lengths.max()) if lengths.numel() else 0
     real = torch.arange(longest, device=lengths.device) < lengths[:, None]
     return of_exits(real.long() * sizes.exits, source_lengths, sizes, decision="none")

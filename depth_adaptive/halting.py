@@ -1,9 +1,10 @@
-"""When to stop: distributions over exits that are learnt, and policies that choose an exit while decoding.
+"""When to stop: learned distributions over exits, and policies that choose an exit while decoding.
 
 Section 4 of the paper. Axes: N exits (counted from 1), B batch, T target, D dimension of the decoder, E that of the
-encoder; ``...`` are any leading axes. Nothing here knows fairseq.
+encoder; ``...`` are any leading axes.
 
-A halting has its weights under the name of its kind: so none is loaded into another, whose shapes may be the same.
+A halting module names its weights by its kind, so that they cannot be loaded into another kind, whose weights may have
+the same shapes.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ Logits = Callable[[], Tensor]
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In float32 or better."""
+    """``x`` in float32 or better."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -36,11 +37,11 @@ class SequenceHalting(nn.Module):
         self.sequence = nn.Linear(dim, exits)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """(N, B) from ``sentence`` (B, E); ``states`` are not looked at."""
+        """Log-probabilities (N, B) of the exits from ``sentence`` (B, E); ``states`` are not used."""
         return F.log_softmax(_exact(self.sequence(sentence)), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
-        """(..., ) exits from ``sentence`` (..., E)."""
+        """The most likely exits (...) from ``sentence`` (..., E)."""
         return self.sequence(sentence).argmax(-1) + 1
 
 
@@ -54,16 +55,16 @@ class TokenHalting(nn.Module):
         self.token = nn.Linear(dim, exits)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """(N, B, T) from the first of ``states``, (B, T, D) each."""
+        """Log-probabilities (N, B, T) of the exits from the first of ``states``, (B, T, D) each."""
         return F.log_softmax(_exact(self.token(states[0])), dim=-1).movedim(-1, 0)
 
     def planned(self, sentence: Tensor, first: Tensor) -> Tensor:
-        """(..., ) exits from ``first`` (..., D)."""
+        """The most likely exits (...) from ``first`` (..., D), the first block's output."""
         return self.token(first).argmax(-1) + 1
 
 
 class GeometricHalting(nn.Module):
-    """Stop or go on after every block but the last: one sigmoid unit for all of them (equations 12 and 13)."""
+    """Stop or go on after every block but the last, by one sigmoid unit for all blocks (equations 12 and 13)."""
 
     kind = "geometric"
 
@@ -73,7 +74,10 @@ class GeometricHalting(nn.Module):
         self.geometric = nn.Linear(dim, 1)
 
     def log_distribution(self, sentence: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """(N, B, T): log of chi_n * prod_{m<n} (1 - chi_m), the rest at N; ``states`` (B, T, D), N of them."""
+        """Log-probabilities (N, B, T) of the exits: of chi_n * prod_{m<n} (1 - chi_m), and of the rest at N.
+
+        ``states`` are the outputs of the N blocks, (B, T, D) each.
+        """
         if self.exits == 1:
             return torch.zeros_like(_exact(states[0][None, ..., 0]))
         unit = _exact(self.geometric(torch.stack(list(states[:-1])))).squeeze(-1)
@@ -82,7 +86,7 @@ class GeometricHalting(nn.Module):
         return torch.cat([F.logsigmoid(unit) + before, go_on[-1:]])
 
     def probability(self, state: Tensor) -> Tensor:
-        """chi (...) of ``state`` (..., D)."""
+        """The probability chi (...) of stopping with ``state`` (..., D)."""
         return torch.sigmoid(self.geometric(state).float()).squeeze(-1)
 
 
@@ -90,7 +94,7 @@ Halting = SequenceHalting | TokenHalting | GeometricHalting
 
 
 def build_halting(kind: str, *, decoder_dim: int, encoder_dim: int, exits: int) -> Halting | None:
-    """The halting module of that name in ``HALTINGS``; None for ``none``."""
+    """The halting module of this kind, one of ``HALTINGS``; None for ``none``."""
     if kind == "none":
         return None
     if kind == "sequence":
@@ -99,13 +103,16 @@ def build_halting(kind: str, *, decoder_dim: int, encoder_dim: int, exits: int) 
 
 
 class Policy:
-    """Chooses the exit of each token of a decoder of ``exits`` blocks: by itself the last. Rows are independent."""
+    """Chooses the exit of each token of a decoder with ``exits`` blocks. This base class always chooses the last.
+
+    Rows are independent of each other. A policy keeps nothing from one call to the next.
+    """
 
     def __init__(self, *, exits: int) -> None:
         self.exits = exits
 
     def planned(self, sentence: Tensor, first: Tensor, tokens: Tensor, positions: Tensor) -> Tensor | None:
-        """The exits (...), if they are known once the first block has been computed; else None.
+        """The exits (...), if the policy knows them after the first block; otherwise None.
 
         Args:
             sentence: (..., E), the mean encoder output.
@@ -116,10 +123,13 @@ class Policy:
         return None
 
     def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
-        """(...) bool: whether to stop after block n < N, of ``state`` (..., D); asked where nothing is planned."""
+        """Whether to stop (...) after block n < N with ``state`` (..., D). It is called if nothing is planned.
+
+        ``logits`` computes the logits (..., V) of exit n.
+        """
         return torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
 
-    #: what a decision costs, one of ``depth_adaptive.flops.DECISIONS``
+    #: the kind of a decision, which determines its cost: one of ``depth_adaptive.flops.DECISIONS``
     decision = "none"
 
 
@@ -137,9 +147,9 @@ class FixedPolicy(Policy):
 
 
 class RandomPolicy(Policy):
-    """Exits drawn from a distribution: the ablation.
+    """Exits drawn from a distribution, as an ablation.
 
-    The draw depends on the seed, the token and its position alone, so that it is the same in every batch.
+    A draw depends on the seed, the token and its position alone, so that it is the same in every batch.
     """
 
     def __init__(self, *, exits: int, weights: Sequence[float] | None = None, seed: int = 1) -> None:
@@ -157,7 +167,7 @@ class RandomPolicy(Policy):
 
 
 def _hash(x: Tensor) -> Tensor:
-    """Float64 in [0, 1) from int64: splitmix64's finaliser on 32 bits, which int64 arithmetic holds."""
+    """Uniform float64 numbers in [0, 1) from int64: an integer hash of 32 bits, computed in int64 without overflow."""
     mask = 0xFFFFFFFF
     x = x & mask
     for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B)):
@@ -175,14 +185,14 @@ class ThresholdPolicy(Policy, ABC):
 
     @abstractmethod
     def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
-        """(...) from 0 to 1, of ``state`` (..., D) after block n < N."""
+        """The score (...), from 0 to 1, of ``state`` (..., D) after block n < N."""
 
     def stops(self, n: int, state: Tensor, logits: Logits) -> Tensor:
         return self.score(n, state, logits) > self.thresholds[n - 1]
 
 
 class ConfidencePolicy(ThresholdPolicy):
-    """The score is the largest probability (section 4.2)."""
+    """Stops where the largest probability exceeds the threshold (section 4.2)."""
 
     decision = "confidence"
 
@@ -191,7 +201,7 @@ class ConfidencePolicy(ThresholdPolicy):
 
 
 class HaltingPolicy(ThresholdPolicy):
-    """What a halting module says: the most likely exit, or, geometric, the first block that exceeds its threshold."""
+    """Follows a halting module: the most likely exit or, if it is geometric, the first block above its threshold."""
 
     def __init__(self, *, exits: int, halting: Halting, thresholds: Sequence[float] = (0.5,)) -> None:
         super().__init__(exits=exits, thresholds=thresholds)
@@ -204,16 +214,16 @@ class HaltingPolicy(ThresholdPolicy):
         return self.halting.planned(sentence, first)
 
     def score(self, n: int, state: Tensor, logits: Logits) -> Tensor:
-        """chi of block n; of a geometric halting."""
+        """The probability chi of stopping after block n, by a geometric halting."""
         assert isinstance(self.halting, GeometricHalting)
         return self.halting.probability(state)
 
 
 def _thresholds(given: Sequence[float], exits: int) -> list[float]:
-    """One threshold for each block but the last.
+    """One threshold for each block but the last, from one for all blocks or one for each.
 
     Raises:
-        ValueError: neither 1 nor exits - 1 of them, or one out of [0, 1].
+        ValueError: another number of thresholds, or a threshold outside [0, 1].
     """
     values = [float(value) for value in given]
     if len(values) == 1:

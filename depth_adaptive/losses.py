@@ -1,6 +1,6 @@
-"""Losses over exits: weights of the exits, and cross-entropy that never holds all logits at once.
+"""Losses over exits: weights of the exits, and a cross-entropy that never holds all logits at once.
 
-Axes: N exits, M tokens (any that are flattened), D dimension of the features, V vocabulary.
+Axes: N exits, M tokens (flattened), D dimension of the features, V vocabulary.
 """
 
 import math
@@ -20,12 +20,12 @@ WEIGHTINGS = {
     "inverse-sqrt": lambda n: 1 / math.sqrt(n),
     "inverse": lambda n: 1 / n,
 }
-# Logits that are held at one time, at most; of a single token, if it has more.
+# The most logits held at one time, unless a single token has more.
 CHUNK = 2**24
 
 
 def exit_weights(kind: str, exits: int) -> list[float]:
-    """The weight of each exit in the mean, omega_n / sum of omega: the name is one of ``WEIGHTINGS``."""
+    """The weight of each exit in the mean, omega_n / sum of omega; ``kind`` is one of ``WEIGHTINGS``."""
     weights = [WEIGHTINGS[kind](n) for n in range(1, exits + 1)]
     return [weight / sum(weights) for weight in weights]
 
@@ -33,9 +33,9 @@ def exit_weights(kind: str, exits: int) -> list[float]:
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are formed in the forward pass, chunk by chunk, so that no logits outlive their chunk.
 
-    The gradient of exit n's smoothed cross-entropy in its logits z_n is s_n = softmax(z_n) - target. With a part of
-    the target replaced by softmax(z_N), held fixed, the gradient is s_n - part * s_N, and the loss that cross-entropy
-    minus part * s_N·z_n: of the last exit, nothing but s_N is needed.
+    The gradient of exit n's smoothed cross-entropy with respect to its logits z_n is s_n = softmax(z_n) - target. If a
+    part of the target is replaced by softmax(z_N), held fixed, the gradient is s_n - part * s_N, and the loss is that
+    cross-entropy minus part * s_N·z_n. So s_N is all that is needed of the last exit.
     """
 
     @staticmethod
@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         features, weights = inputs[:exits], inputs[exits:]
         v = weights[0].size(0)
         spread = smoothing / (v - 1)
-        kept = 1.0 - smoothing - spread  # fairseq's label_smoothed_nll_loss
+        kept = 1.0 - smoothing - spread  # as in fairseq's label_smoothed_nll_loss
         exact = torch.promote_types(features[0].dtype, torch.float32)
         loss = features[0].new_zeros(exits, dtype=exact)
         likelihood = features[0].new_empty(exits, m, dtype=exact)
@@ -57,13 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(x, dtype=exact) if w else None for x, w in zip(weights, wanted[exits:], strict=True)
         ]
         gradient = any(wanted) or distillation > 0
-        # Distilling, the last exit's logits are held beside another's.
+        # In distillation, the logits of the last exit are held beside those of another.
         rows = max(1, CHUNK // (2 * v if distillation > 0 else v))
         for begin in range(0, m, rows):
             part = slice(begin, begin + rows)
-            last = None  # s_N, once the last exit has been there
+            last = None  # s_N, known after the last exit, which comes first
             for n in reversed(range(exits)):
-                logits = features[n][part] @ weights[n].t()  # (rows, V), and then their gradient
+                logits = features[n][part] @ weights[n].t()  # (rows, V); then their gradient
                 if last is not None:
                     loss[n] -= distillation * (last * logits).sum(dtype=exact)
                 likelihood[n, part], total, correct[n, part] = cross_entropy_(
@@ -100,21 +100,21 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     distillation: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropies of softmax(features @ weight.T) of each exit, as fairseq smooths labels, summed over tokens.
+    """Cross-entropies of softmax(features @ weight.T), summed over tokens, with fairseq's label smoothing.
 
     Args:
-        features: (M, D) of each of N exits.
-        weights: (V, D) of each; a tensor may be there several times.
+        features: (M, D) for each of the N exits.
+        weights: (V, D) for each exit; exits may share a tensor.
         targets: (M,) int64.
-        smoothing: weight that is spread over all other words.
-        distillation: of every exit but the last, the part of the (smoothed) target that the last exit's distribution
-            takes, through which no gradient goes.
+        smoothing: probability mass that is spread over all other tokens of the vocabulary.
+        distillation: at every exit but the last, the part of the (smoothed) target that is replaced by the
+            distribution of the last exit. No gradient flows through it.
 
     Returns:
-        The losses (N,), differentiable in ``features`` and ``weights``; the log-likelihoods (N, M) in float32 or
-        better and whether the target is the most likely word (N, M), both without gradient.
+        The losses (N,), differentiable with respect to ``features`` and ``weights``; the log-likelihoods (N, M) in
+        float32 or better, and whether the target is the most likely token (N, M), both without gradient.
     """
-    # Only here is it known whether gradients are recorded.
+    # Inside forward, gradients are always disabled.
     training = torch.is_grad_enabled()
     return _LinearCrossEntropy.apply(targets, smoothing, distillation, training, *features, *weights)
 
@@ -131,13 +131,13 @@ class _Scale(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
-    """``x``, its gradient multiplied by ``factor``, one or one for each element: SCALE of algorithm 1 (appendix A)."""
+    """``x`` with its gradient multiplied by ``factor``, a number or one for each element (SCALE of algorithm 1)."""
     return _Scale.apply(x, factor)
 
 
 def gradient_scales(factor: float | None, exits: int) -> list[float] | None:
     """gamma_n of appendix A for n = 1 to N: factor * (N - n + 1); None without a factor.
 
-    The paper has N - n, which is 0 for the last block and divides by it: with the blocks counted from 0 it is ours.
+    The paper divides by N - n, which is 0 for the last block. With blocks counted from 0, the formula is ours.
     """
     return None if factor is None else [factor * (exits - n + 1) for n in range(1, exits + 1)]

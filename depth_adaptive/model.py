@@ -1,4 +1,4 @@
-"""``depth_adaptive_transformer``: fairseq's Transformer whose decoder may stop after any block."""
+"""``depth_adaptive_transformer``: fairseq's Transformer with a decoder that may stop after any block."""
 
 import logging
 from argparse import Namespace
@@ -26,10 +26,10 @@ OURS = ("decoder.exit_norms.", "decoder.exit_projections.", HALTING)
 
 @register_model("depth_adaptive_transformer")
 class DepthAdaptiveTransformerModel(TransformerModel):
-    """See :mod:`depth_adaptive.config` for the options; all of the host's Transformer's are there too."""
+    """The model of the paper. It takes the options of fairseq's Transformer and of :mod:`depth_adaptive.config`."""
 
     decoder: Decoder
-    loaded = False  # whether weights have been loaded
+    loaded = False  # whether a checkpoint has been loaded
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -47,7 +47,7 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         """
         install()
         if not isinstance(args, Namespace):
-            args = Namespace(**args)  # the host hands on to the decoder what it does not know of a namespace only
+            args = Namespace(**args)  # of another type, fairseq drops options that it does not know
         depth_adaptive_architecture(args)
         options = options_of(args)
         check(options, args, exits=args.decoder_layers)
@@ -66,10 +66,10 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         return Decoder(args, tgt_dict, embed_tokens, no_encoder_attn=getattr(args, "no_cross_attention", False))
 
     def operations(self, exits: Tensor, source_lengths: Tensor) -> tuple[Flops, Flops]:
-        """Operations of decoding tokens that left at ``exits``, by the current policy, and at full depth.
+        """The operations of decoding tokens that left at ``exits`` by the current policy, and those of full depth.
 
         Args:
-            exits: (B, T) int64, from 1; 0 after a sentence's end.
+            exits: (B, T) int64, from 1; 0 after the end of a sentence.
             source_lengths: (B,) int64.
         """
         decoder = self.decoder
@@ -86,45 +86,45 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         return taken, full_depth((exits > 0).sum(1), source_lengths, sizes)
 
     def set_num_updates(self, num_updates: int) -> None:
-        """The host's, before it loads a checkpoint and before each update.
+        """fairseq calls this before it loads a checkpoint, and before each update.
 
         Raises:
-            UserError: the first update would train the halting of a random model.
+            UserError: --halting-only would train the halting module of a model with random weights.
         """
         super().set_num_updates(num_updates)
         if num_updates == 0 and not self.loaded and self.decoder.exit_options.halting_only:
             raise UserError(
-                "--halting-only trains the halting of a model that is there, and none was loaded: give its checkpoint "
+                "--halting-only trains the halting module of a trained model, and none was loaded: give its checkpoint "
                 "to --finetune-from-model"
             )
 
     def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make the state dict of a plain Transformer, or of a model with another halting, fit, in place.
+        """Adapt the state dict of a plain Transformer, or of a model with another halting module, in place.
 
-        Exits of their own start as copies of the last one, the halting starts fresh.
+        Separate exits start as copies of the last one. The halting module starts from scratch.
 
         Raises:
-            UserError: there are no weights for the halting that the policy asks.
+            UserError: there are no weights for the halting module that the policy uses.
         """
         super().upgrade_state_dict(state_dict)
         self.loaded = True
         own = self.state_dict()
         self._upgrade_halting(state_dict, own)
-        started = []
+        initialised = []
         for name, value in own.items():
             if name in state_dict or not name.startswith(OURS):
                 continue
             state_dict[name] = value.clone()
-            started.append(name)
+            initialised.append(name)
             last = name.replace("exit_norms", "layer_norm").replace("exit_projections", "output_projection").split(".")
             if not name.startswith(HALTING):
-                del last[2]  # the exit's number
+                del last[2]  # the number of the exit
                 state_dict[name].copy_(state_dict[".".join(last)])
-        if started:
-            logger.info("the checkpoint lacks %s: started anew", ", ".join(started))
+        if initialised:
+            logger.info("the checkpoint lacks %s: initialised from scratch", ", ".join(initialised))
 
     def _upgrade_halting(self, state_dict: dict[str, Any], own: dict[str, Any]) -> None:
-        """Leave the weights of our kind of halting, if they are there, and no others."""
+        """Remove the weights of halting modules of other kinds."""
         halting = self.decoder.halting
         kind = "none" if halting is None else halting.kind
         others = [name for name in state_dict if name.startswith(HALTING) and name not in own]
@@ -135,10 +135,12 @@ class DepthAdaptiveTransformerModel(TransformerModel):
         if self.decoder.exit_options.exit_policy == "halting":
             raise UserError(
                 f"--exit-policy halting needs a model that was trained with --halting {kind}, and the checkpoint was "
-                "not: take another policy, or its own --halting"
+                "not: give another policy, or the --halting of the checkpoint"
             )
         if others:
-            logger.warning("the checkpoint has another halting than --halting %s, which starts anew", kind)
+            logger.warning(
+                "the halting module of the checkpoint is not of --halting %s, which starts from scratch", kind
+            )
 
 
 @register_model_architecture("depth_adaptive_transformer", "depth_adaptive_transformer")

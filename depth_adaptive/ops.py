@@ -1,11 +1,10 @@
-"""The native operators: attention to keys and values that lie anywhere in a table, which is most of a step of decoding;
-the cross-entropy over all logits of an exit, of which a step of training has N; and how sure an exit is.
+"""Native operators: attention to scattered keys and values, cross-entropy with its gradient, and confidence of an exit.
 
-Axes: A queries, M rows of memory or of logits, X lists of t places, H heads, D dimension, V vocabulary. On the CPU the
-native kernels (``csrc/``, threaded and vectorised) read and write in place what their twins, the definitions, copy. The
-twins run on other devices, in other number formats and where the extension is not built.
+Each operator is defined by its twin in PyTorch. On the CPU, native kernels (``csrc/``, threaded and vectorised) read
+and write in place what the twins copy. The twins run on other devices, for other number formats, and where the
+extension is not built. The results of the kernels are the same, bit for bit, for any number of threads.
 
-The kernels' results do not depend on the number of threads, bit for bit.
+Axes: A queries, M rows of memory or of logits, X lists of t places, H heads, D dimension, V vocabulary.
 """
 
 import torch
@@ -21,14 +20,14 @@ built = load_beside(__file__)
 
 
 def attend(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | None, heads: int) -> Tensor:
-    """softmax(q kᵀ / √(D / H)) v for each query and head (equation 2's attention, one position).
+    """softmax(q kᵀ / √(D / H)) v for each query and head: the attention of equation 2 at one position.
 
     Args:
         queries: (A, D).
-        memory: (M, 2D), a key and then a value in each row.
-        places: (X, t) int64, rows of ``memory``; below 0: nothing, as for padding.
-        lists: (A,) int64, the list of places that each query attends to; None: its own, X = A.
-        heads: H, a divisor of D.
+        memory: (M, 2D), the key and then the value in each row.
+        places: (X, t) int64, rows of ``memory``; places below 0 take no part, as for padding.
+        lists: (A,) int64, the list of places that each query attends to; None: query i attends to list i (X = A).
+        heads: number H of heads, a divisor of D.
 
     Returns:
         (A, D); zeros where all places are below 0.
@@ -50,25 +49,26 @@ def torch_attend(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor 
     read = memory.index_select(0, places.clamp(min=0).flatten()).view(a, t, 2, heads, -1)
     keys, values = read.permute(2, 0, 3, 1, 4)  # (A, H, t, D / H) each
     real = (places >= 0)[:, None, None]  # (A, 1, 1, t)
-    found = F.scaled_dot_product_attention(queries.view(a, heads, 1, -1), keys, values, attn_mask=real)
-    return torch.where(real.any(-1, keepdim=True), found, 0).flatten(1)
+    attended = F.scaled_dot_product_attention(queries.view(a, heads, 1, -1), keys, values, attn_mask=real)
+    return torch.where(real.any(-1, keepdim=True), attended, 0).flatten(1)
 
 
 def cross_entropy_(
     logits: Tensor, targets: Tensor, *, kept: float, spread: float, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row, the log-probability of its target, the sum of all log-probabilities, and whether the target is best.
+    """Cross-entropy of each row, with its gradient in place of the logits.
 
     Args:
-        logits: (M, V), contiguous; afterwards they hold the gradient of -kept · first result - spread · second result
-            if ``gradient`` is set, and anything otherwise.
+        logits: (M, V), contiguous. If ``gradient`` is set, they are replaced by the gradient of
+            -kept · (first result) - spread · (second result); otherwise they are arbitrary afterwards.
         targets: (M,) int64.
         kept: weight of the target.
-        spread: weight of each word.
-        gradient: whether the gradient is wanted.
+        spread: weight of each token of the vocabulary.
+        gradient: whether to compute the gradient.
 
     Returns:
-        (M,) in float32 or better, (M,) likewise, and (M,) bool: of equal logits the first is the best.
+        The log-probability of the target (M,) and the sum of all log-probabilities (M,), both in float32 or better,
+        and whether the target has the largest logit (M,), of equal ones the first.
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
@@ -88,17 +88,17 @@ def torch_cross_entropy_(
     likelihood, total = lprobs.gather(1, targets).squeeze(1), lprobs.sum(1)
     right = lprobs.argmax(1) == targets.squeeze(1)
     if gradient:
-        # The weights sum to kept + V · spread, by which the probabilities count.
+        # The probabilities are multiplied by the sum of all weights, kept + V · spread.
         slope = lprobs.exp_().mul_(kept + spread * logits.size(1)).sub_(spread)
         logits.copy_(slope.scatter_add_(1, targets, slope.new_full(targets.shape, -kept)))
     return likelihood, total, right
 
 
 def top_probability(logits: Tensor) -> Tensor:
-    """max softmax(logits) of each row (..., V): (...) in float32 or better.
+    """The largest probability (...) of softmax(logits) for ``logits`` (..., V), in float32 or better.
 
     Raises:
-        RuntimeError: no words at all.
+        RuntimeError: the vocabulary is empty.
     """
     native = built and logits.device.type == "cpu" and logits.dtype in NATIVE_DTYPES
     if native and not (torch.is_grad_enabled() and logits.requires_grad):
@@ -130,5 +130,5 @@ if built:
 
     @register_flop_formula(torch.ops.depth_adaptive.attend)
     def _operations(queries: torch.Size, memory: torch.Size, places: torch.Size, *_: object, **__: object) -> int:
-        """Scores and sums of values: 2 · A · t · 2D, as the counter's formula of attention has it."""
+        """Scores and sums of values, 2 · A · t · 2D, as in PyTorch's formula for attention."""
         return 4 * queries[0] * places[1] * queries[1]

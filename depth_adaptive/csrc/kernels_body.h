@@ -19,7 +19,7 @@ INLINE Acc<T> dot(int64_t n, const T* x, const T* y) {
   return total(sums);
 }
 
-// N vectors of the sum over the places of weight * value, the sums staying in registers; `step` from place to place.
+// N vectors of the sum over the places of weight * value. The sums stay in registers; places are `step` apart.
 template <int N, class T>
 INLINE void weighted_sum(int64_t count, const int64_t* places, const Acc<T>* weights, const T* values, int64_t step,
                          Acc<T> scale, T* out) {
@@ -36,7 +36,7 @@ INLINE void weighted_sum(int64_t count, const int64_t* places, const Acc<T>* wei
   for (int n = 0; n < N; ++n) store(out + n * L, sums[n] * scale);
 }
 
-// Likewise of fewer channels than a vector has.
+// The same for fewer channels than a vector has.
 template <class T>
 INLINE void weighted_sum_some(int64_t count, const int64_t* places, const Acc<T>* weights, const T* values,
                               int64_t step, Acc<T> scale, T* out, int64_t channels) {
@@ -53,7 +53,7 @@ void attend(int64_t heads, int64_t width, int64_t count, const int64_t* places, 
   constexpr int64_t L = lanes<A>();
   const int64_t dim = heads * width, step = 2 * dim;
   const A scale = 1 / std::sqrt((A)width);
-  // A place at a time, so that its key is read once for all heads.
+  // Place by place, so that a key is read once for all heads.
   for (int64_t t = 0; t < count; ++t) {
     if (t + 2 < count && places[t + 2] >= 0) {
       const T* next = memory + places[t + 2] * step;
@@ -88,9 +88,9 @@ template <class A>
 INLINE A largest(Vec<A> v) {
   A lane[lanes<A>()];
   store(lane, v);
-  A found = lane[0];
-  for (int64_t l = 1; l < lanes<A>(); ++l) found = lane[l] > found ? lane[l] : found;
-  return found;
+  A most = lane[0];
+  for (int64_t l = 1; l < lanes<A>(); ++l) most = lane[l] > most ? lane[l] : most;
+  return most;
 }
 
 template <class T>
@@ -134,9 +134,9 @@ void cross_entropy(int64_t count, int64_t target, Acc<T> kept, Acc<T> less, bool
   *likelihood = chosen - log_sum;
   *total_likelihood = sum - (A)count * log_sum;
   if (!gradient) return;
-  const A part = (kept + (A)count * less) / power;  // by the sum of all weights
+  const A part = (kept + (A)count * less) / power;  // times the sum of all weights
   const V scale = spread(part), lower = spread(-less);
-  // The target's on its own: in bfloat16 the difference is rounded once.
+  // The target is computed apart, so that in bfloat16 its difference is rounded once.
   const A at_target = scratch[target] * part - less - kept;
   for (int64_t c = 0; c < whole; c += L) store(logits + c, multiply_add(load(scratch + c), scale, lower));
   if (rest) store_some(logits + whole, multiply_add(load_some(scratch + whole, rest), scale, lower), rest);

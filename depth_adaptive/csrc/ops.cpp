@@ -2,7 +2,7 @@
 // registration with PyTorch. ops.py says what the operators mean.
 //
 // Axes: A queries, M rows of memory, X lists of t places, D dimension, V vocabulary. No result depends on the number of
-// threads: each query or row is one thread's.
+// threads: one thread computes a query or a row.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -55,7 +55,7 @@ Tensor attend(const Tensor& queries, const Tensor& memory, const Tensor& places,
   dispatch("attend", queries, [&](auto type) {
     using T = decltype(type);
     const auto& loops = kernels<T>(level());
-    // A few microseconds of work, at least, for each thread.
+    // At least a few microseconds of work for each thread.
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, length * dim));
     at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       std::vector<native::Acc<T>> scores(heads * length);

@@ -185,12 +185,12 @@ WRONG: dict[str, tuple[list[object], str]] = {
     "policy": (["--exit-policy", "entropy"], "argument --exit-policy: invalid choice: 'entropy' (choose from 'full', "),
     "policy without halting": (
         ["--exit-policy", "halting"],
-        "was trained with --halting; this one can do: full, fixed, random, confidence",
+        "was trained with --halting; policies of this model: full, fixed, random, confidence",
     ),
     "halting alone": (["--halting-only"], "--halting-only needs --halting: one of sequence, token, geometric"),
     "halting alone, of nothing": (
         ["--halting", "geometric", "--halting-only"],
-        "--halting-only trains the halting of a model that is there, and none was loaded: give its checkpoint to "
+        "--halting-only trains the halting module of a trained model, and none was loaded: give its checkpoint to "
         "--finetune-from-model",
     ),
     "samples": (["--exit-samples", 0], "--exit-samples must be at least 1, given 0"),
@@ -240,7 +240,9 @@ def test_a_policy_without_weights_for_it_is_refused(tmp_path: Path, tiny_corpus:
     command = generate(
         tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", {"exit_policy": "halting"}
     )
-    assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting; this one can do: ")
+    assert_one_line(
+        command, "--exit-policy halting needs a model that was trained with --halting; policies of this model: "
+    )
     geometric = {"exit_policy": "halting", "halting": "geometric"}
     command = generate(tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", geometric)
     assert_one_line(command, "--exit-policy halting needs a model that was trained with --halting geometric, and the ")

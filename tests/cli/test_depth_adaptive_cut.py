@@ -40,7 +40,7 @@ def test_wrong_inputs_end_in_one_line(trained: Path, tmp_path: Path, tiny_corpus
         (trained, 0, "cut.pt", "N must be from 1 to 3, the decoder's blocks, given 0"),
         (trained, 4, "cut.pt", "N must be from 1 to 3, the decoder's blocks, given 4"),
         (tmp_path / "none.pt", 1, "cut.pt", "does not exist"),
-        (plain / "checkpoint_last.pt", 1, "cut.pt", "must hold a depth_adaptive_transformer, given transformer"),
+        (plain / "checkpoint_last.pt", 1, "cut.pt", "must contain a depth_adaptive_transformer, given transformer"),
         (trained, 1, "taken.pt", "exists: give another name, or --force to replace it"),
         (trained, 1, "none/cut.pt", "none does not exist: make it, or give another OUTPUT"),
     ):

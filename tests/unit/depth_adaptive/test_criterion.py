@@ -288,7 +288,7 @@ def test_wrong_options_of_the_criterion(options: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("halting", ["none", "sequence"])
 def test_neighbours_need_a_halting_of_tokens(halting: str) -> None:
-    with pytest.raises(UserError, match=f"--halting-smoothing 2 .* no meaning with --halting {halting}; leave it out"):
+    with pytest.raises(UserError, match=f"--halting-smoothing 2 .* no effect with --halting {halting}: leave it out"):
         criterion(halting_smoothing=2.0)(model_of("uniform", halting), sample())
 
 

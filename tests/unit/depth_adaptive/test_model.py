@@ -265,7 +265,7 @@ def test_weights_of_another_halting_are_not_loaded(trained: str, kind: str, capl
         model.load_state_dict(dict(saved))
     assert all(torch.equal(now, then) for now, then in zip(model.decoder.halting.parameters(), begun, strict=True))
     assert f"the checkpoint lacks decoder.halting.{kind}.weight, decoder.halting.{kind}.bias" in caplog.text
-    warned = f"the checkpoint has another halting than --halting {kind}, which starts anew" in caplog.text
+    warned = f"the halting module of the checkpoint is not of --halting {kind}, which starts" in caplog.text
     assert warned == (trained != "none")
     model = built(**WIDE, halting=kind, exit_policy="halting")
     with pytest.raises(UserError, match=f"--exit-policy halting needs a model .*--halting {kind}, and .* was not"):
@@ -358,7 +358,7 @@ WRONG = {
     "kept layers": (dict(decoder_layers_to_keep="0,1"), "--decoder-layers-to-keep does not work with exits"),
     "no threshold": (
         dict(halting="token", exit_policy="halting", exit_threshold="0.5"),
-        "--exit-threshold means nothing to --exit-policy halting where --halting is token: leave it out",
+        "--exit-threshold has no effect on --exit-policy halting with --halting token: leave it out",
     ),
     "unused": (dict(find_unused_parameters=True), "--find-unused-parameters does not work with exits"),
     "cross self": (dict(cross_self_attention=True, exit_policy="random"), "--cross-self-attention works with"),
