@@ -35,7 +35,7 @@ BACKEND = "cpu"  # an error if the kernels are not built
 
 @dataclass
 class Size:
-    """T tokens, H heads, N sub-keys a half (N·N slots), K selected slots a head, D key and V value dimension."""
+    """T tokens, H heads, N sub-keys per half (N·N slots), K selected slots per head, D key and V value dimension."""
 
     tokens: int = 1024
     heads: int = 4
@@ -213,7 +213,7 @@ def plot_growth(figures: list[dict[str, float]], file: Path) -> None:
         axes.plot(
             [line["n"] for line in figures], [line[f"{name}_us_per_token"] for line in figures], "o-", label=label
         )
-    axes.set(xlabel="sub-keys a half (n)", ylabel="microseconds per token", xscale="log", yscale="log")
+    axes.set(xlabel="sub-keys per half (n)", ylabel="microseconds per token", xscale="log", yscale="log")
     axes.set_xticks([line["n"] for line in figures], [f"{line['n']:.0f}" for line in figures], minor=False)
     axes.legend()
     figure.savefig(file)

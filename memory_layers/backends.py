@@ -15,7 +15,7 @@ class Kernels(NamedTuple):
 
     dtypes: tuple[torch.dtype, ...]
     k: int  # largest number of selected slots
-    n: int  # largest number of sub-keys a half
+    n: int  # largest number of sub-keys per half
 
 
 KERNELS = {
@@ -23,7 +23,7 @@ KERNELS = {
     "cuda": Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), k=128, n=4096),
 }
 MISSING = (
-    "memory_layers has no {backend} kernels here: install the package with a C++ compiler{nvcc} at hand "
+    "memory_layers has no {backend} kernels here: install the package with a C++ compiler{nvcc} "
     "(MEMORY_LAYERS_BUILD={backend} pip install --no-build-isolation -e . in the checkout), or choose the backend "
     "'torch' or 'auto'"
 )
@@ -64,7 +64,7 @@ def check_available(backend: str) -> None:
 
 
 def takes(device: str, tensors: tuple[Tensor, ...], k: int, n: int) -> bool:
-    """Whether the device has kernels that take these tensors with k selected slots of n sub-keys a half."""
+    """Whether the device has kernels that take these tensors with k selected slots of n sub-keys per half."""
     kernels = KERNELS.get(device)
     return (
         kernels is not None

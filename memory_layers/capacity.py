@@ -45,7 +45,7 @@ def _file_cache(folder: Path) -> int:
 
 
 def check_room(size: int, device: torch.device, what: str) -> None:
-    """Raise UserError if ``size`` bytes for ``what`` exceed what is available on the device."""
+    """Raise UserError if ``size`` bytes for ``what`` exceed the available memory of the device."""
     room = available(device)
     if room is not None and size > room:
         raise UserError(

@@ -163,14 +163,14 @@ def memory_layers_of(options: EncoderMemoryOptions, encoder_layers: int, decoder
 
 
 def _layers(flag: str, text: str | None, depth: int) -> list[int]:
-    layers = numbers(flag, text)
+    layers = whole_numbers(flag, text)
     if len(set(layers)) < len(layers) or not all(1 <= layer <= depth for layer in layers):
         kind = flag.split("-")[3]
         raise UserError(f"{flag} must be different numbers from 1 to {depth} (the {kind}'s layers), given {text!r}")
     return layers
 
 
-def numbers(flag: str, text: Any) -> list[int]:
+def whole_numbers(flag: str, text: Any) -> list[int]:
     """The whole numbers of a comma-separated list, or of a list as Hydra reads it; [] for None or an empty text.
 
     Raises:
@@ -216,7 +216,7 @@ def check(options: EncoderMemoryOptions, *, dims: list[int], eval_bleu: bool = F
     limit = "the square of --memory-keys" if options.memory_flat else "--memory-keys"
     must(options.memory_topk <= most, "memory_topk", f"at most {limit} ({most})")
     must(options.memory_flat or options.memory_key_dim % 2 == 0, "memory_key_dim", "even: a query is split in halves")
-    hidden = numbers("--memory-query-hidden", options.memory_query_hidden)
+    hidden = whole_numbers("--memory-query-hidden", options.memory_query_hidden)
     must(all(width >= 1 for width in hidden), "memory_query_hidden", "widths of at least 1")
     for option in ("memory_input_dropout", "memory_query_dropout", "memory_value_dropout"):
         must(0 <= getattr(options, option) < 1, option, "at least 0 and less than 1")

@@ -92,7 +92,7 @@ for _name, _definition in (
 
 
 # ---- autocast ----------------------------------------------------------------------------------------------
-# The operators define what they accumulate in: autocast must not round the matrix products inside.
+# The operators define their own precision: autocast must not round the matrix products inside.
 
 
 def _without_autocast(operator: Callable[..., Any]) -> Callable[..., Any]:

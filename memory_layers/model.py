@@ -27,8 +27,8 @@ from memory_layers.config import (
     MemoryTransformerLMConfig,
     check,
     memory_layers_of,
-    numbers,
     options_of,
+    whole_numbers,
 )
 from memory_layers.layers import MemoryDecoderLayer, MemoryEncoderLayer
 from memory_layers.product_key import FlatKeyMemory, Memory, ProductKeyMemory
@@ -46,17 +46,17 @@ class HasMemories(nn.Module):
     memory_joined: bool
 
     def put_memories(self, options: EncoderMemoryOptions, layers: dict[str, list[int]], *, offload: bool) -> None:
-        """Replace layers by such with a memory.
+        """Give these layers a memory each.
 
         Args:
-            layers: numbers of the layers, from 1, of ``encoder`` and ``decoder``.
+            layers: their numbers, from 1, in ``encoder`` and in ``decoder``.
             offload: --offload-activations.
         """
         self.memories = {}
         self.memory_joined = options.memory_join
         table = None
-        for part, numbers_of_part in layers.items():
-            for number in numbers_of_part:
+        for part, layer_numbers in layers.items():
+            for number in layer_numbers:
                 name = f"{part}.layers.{number - 1}"
                 layer: Any = self.get_submodule(name)
                 memory = build_memory(options, layer.embed_dim, table)
@@ -67,7 +67,7 @@ class HasMemories(nn.Module):
                 )
                 self.memories[name] = memory
         sharded = [f"{name}.memory.table.weight" for name in self.memories] if options.memory_sharded else []
-        self._ddp_params_and_buffers_to_ignore = sharded  # PyTorch's wrapper would make them all alike
+        self._ddp_params_and_buffers_to_ignore = sharded  # PyTorch's wrapper would make all shards equal
         for name, memory in self.memories.items():
             logger.info("%s has a memory of %s", name, memory.table.extra_repr())
         logger.info("memory operators: %s", described(str(options.memory_backend)))
@@ -108,7 +108,7 @@ def build_memory(options: EncoderMemoryOptions, dim: int, table: ValueTable | No
         k=options.memory_topk,
         key_dim=options.memory_key_dim,
         value_dim=value_dim,
-        query_hidden_dims=numbers("--memory-query-hidden", options.memory_query_hidden),
+        query_hidden_dims=whole_numbers("--memory-query-hidden", options.memory_query_hidden),
         query_norm=str(options.memory_query_norm),
         input_dropout=options.memory_input_dropout,
         query_dropout=options.memory_query_dropout,

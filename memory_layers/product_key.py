@@ -3,7 +3,7 @@
 Lample et al., *Large Memory Layers with Product Keys*, NeurIPS 2019 (arXiv 1907.05242); shared tables, query-key
 normalisation and gating from Berges et al., *Memory Layers at Scale*, 2024 (arXiv 2412.09764).
 
-Axes: T tokens, C input and O output dimension, H heads, N sub-keys a half, K selected slots, D key dimension, V value
+Axes: T tokens, C input and O output dimension, H heads, N sub-keys per half, K selected slots, D key dimension, V value
 dimension.
 """
 
@@ -88,7 +88,7 @@ class Memory(nn.Module, ABC):
         query_norm: ``batch``, ``layer`` or ``none``, at the end of the query network.
         input_dropout: on the input.
         query_dropout: on the queries.
-        value_dropout: on what was read, (T, V).
+        value_dropout: on the sum of the values that are read, (T, V).
         shared_keys: one set of keys for all heads; else each head has its own.
         qk_norm: scores are cosines (of the halves, for product keys) times a learned factor for each head, which
             starts at the root of the vectors' size.
@@ -161,7 +161,7 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def _read(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (T, H, D) → what is read (T, V), weights (T, H, K) and slots (T, H, K)."""
+        """queries (T, H, D) → sums of the values (T, V), weights (T, H, K) and slots (T, H, K)."""
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None, *, usage: SlotUsage | None = None) -> Tensor:
         """Look every token up.
@@ -275,7 +275,7 @@ class FlatKeyMemory(Memory):
     The baseline of the paper (section 4.5, "product keys and flat keys").
 
     Args:
-        n_slots: number of slots and of keys a head.
+        n_slots: number of slots and of keys per head.
         k: K, at most n_slots.
         options: see :class:`Memory`.
     """

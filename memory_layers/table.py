@@ -1,6 +1,6 @@
 """The table of values: it is read by weighted sums of rows, and never gets a gradient of its own size.
 
-Axes: T tokens, H heads, K selected slots a head, bag = H·K, n_slots rows, V value dimension.
+Axes: T tokens, H heads, K selected slots per head, bag = H·K, n_slots rows, V value dimension.
 
 The gradient of the table stays in factors (:class:`memory_layers.row_updates.RowGradients`): token t adds
 weights[t, b] · grad[t] to row slots[t, b]. Every backward pass appends such a triple to ``ValueTable.pending``;

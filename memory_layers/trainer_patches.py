@@ -5,7 +5,7 @@
 - hands the model to the optimizer as soon as that is built, inside FP16Optimizer too, and refuses an optimizer that
   would leave the tables as they are;
 - forgets the rows' gradients together with all others;
-- leaves the batch of a process that has none left out of a validation's slot usage;
+- excludes repeated batches, which fairseq gives to processes that have none left, from a validation's slot usage;
 - lets all processes take part where a sharded table is saved.
 """
 
@@ -43,7 +43,7 @@ class TableOptimizer(ABC):
 
 
 def install(trainer: type = Trainer) -> None:
-    """Wrap the methods of ``trainer``; a second call changes nothing."""
+    """Wrap the methods of ``trainer``; calling it again changes nothing."""
     if MARKER in vars(trainer):
         return
     patched: Any = trainer
@@ -110,8 +110,8 @@ def check(cfg: Any, *, sharded: bool) -> None:
         # It would gather the table in every process, for each update.
         "--store-ema (beside --memory-sharded)": sharded and cfg.ema.store_ema,
     }
-    for option, given in refused.items():
-        if given:
+    for option, is_set in refused.items():
+        if is_set:
             raise UserError(f"{option} does not work with memories; leave it out")
 
 
@@ -128,7 +128,7 @@ def _zero_grad(zero_grad: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _valid_step(valid_step: Callable[..., Any]) -> Callable[..., Any]:
-    # A process that has no batch left gets one again, which must not count.
+    # fairseq repeats a batch in a process that has none left; it must not count.
     @functools.wraps(valid_step)
     def count_real_batches(self: Any, sample: Any, *arguments: Any, **options: Any) -> Any:
         if sample:

@@ -28,7 +28,7 @@ class SlotUsage:
         self.weights.scatter_add_(1, places, weights.transpose(0, 1).flatten(1).to(self.weights))
 
     def reset(self) -> None:
-        """Forget what was recorded."""
+        """Forget the recorded lookups."""
         self.weights.zero_()
 
     def share(self) -> float:

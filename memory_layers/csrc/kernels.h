@@ -1,6 +1,6 @@
 // The inner loops of memory_layers' CPU operators: one thread's work on plain pointers, without PyTorch.
 //
-// Axes: N sub-keys a half, K selected slots, V row dimension.
+// Axes: N sub-keys per half, K selected slots, V row dimension.
 // Every loop exists once per number format and instruction set; `kernels<T>(level)` hands out a table of them.
 #pragma once
 

@@ -54,7 +54,7 @@ INLINE f64v square_root(f64v v) {
 #endif
 }
 
-// One bit a lane: v >= limit.
+// One bit per lane: v >= limit.
 INLINE uint32_t at_least(f32v v, f32v limit) {
 #if VECTOR_BYTES == 64
   return _mm512_cmp_ps_mask((__m512)v, (__m512)limit, _CMP_GE_OQ);

@@ -2,7 +2,7 @@
 // registration with PyTorch. library.py defines the schemas, gradients and fake implementations; reference/ defines the
 // operators.
 //
-// Axes: T tokens, H heads, N sub-keys a half (N * N slots), K selected slots, D key dimension, V value dimension,
+// Axes: T tokens, H heads, N sub-keys per half (N * N slots), K selected slots, D key dimension, V value dimension,
 // bag = H * K slots of one token, P = T * bag pairs (token, slot), U distinct slots.
 // No result depends on the number of threads: how work is cut depends on the shape alone wherever it matters, and sums
 // are added in one order.
@@ -294,7 +294,7 @@ std::tuple<Tensor, Tensor> product_key_topk_backward(const Tensor& grad, const T
   Tensor grad_queries = at::zeros(q.sizes(), q.options()), grad_keys = at::zeros(keys.sizes(), keys.options());
   if (g.numel() == 0 || half == 0)
     return {grad_queries.to(queries.scalar_type()), grad_keys.to(sub_keys.scalar_type())};
-  // Index of each slot in either half, (2, T, H, K); one division a slot.
+  // Index of each slot in either half, (2, T, H, K); one division per slot.
   Tensor indices = at::empty({2, tokens, heads, k}, s.options());
   dispatch_wide(type, [&](auto value) {
     using A = decltype(value);

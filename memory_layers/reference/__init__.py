@@ -3,8 +3,8 @@
 Lample, Sablayrolles, Ranzato, Denoyer, Jégou: *Large Memory Layers with Product Keys*, NeurIPS 2019 (arXiv 1907.05242),
 section 3. All functions but the ``..._backward`` and ``rows_...`` ones are differentiable by PyTorch itself.
 
-Axes: T tokens, H heads, N sub-keys a half (a memory of product keys has N·N slots), K selected slots, D key dimension,
-V value dimension, bag = H·K slots read for one token, U distinct slots, n_slots rows of a table.
+Axes: T tokens, H heads, N sub-keys per half (a memory of product keys has N·N slots), K selected slots per head, D key
+dimension, V value dimension, bag = H·K slots read for one token, U distinct slots, n_slots rows of a table.
 
 **Accumulation.** Half scores, weighted sums and row gradients are accumulated in float32 (float64 for float64) whatever
 the inputs are, see :func:`accumulation`.
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def product_key_memory(queries: Tensor, sub_keys: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole memory: the k best slots a head, softmax over their scores, weighted sum over all heads' slots.
+    """The whole memory: the k best slots per head, softmax over their scores, weighted sum over all heads' slots.
 
     Paper, equations 1 to 3; the heads' outputs are summed (section 3.3).
 

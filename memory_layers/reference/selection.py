@@ -10,7 +10,7 @@ _CELLS = 1 << 22  # scores compared at a time
 
 
 def order(scores: Tensor) -> Tensor:
-    """Integers in the order of the scores (module docstring): NaN is the largest, -0 = +0.
+    """Integers in the order of the scores of :mod:`memory_layers.reference`: NaN is the largest, -0 = +0.
 
     Args:
         scores: float32 or float64, any shape.
@@ -21,12 +21,12 @@ def order(scores: Tensor) -> Tensor:
     integer = torch.int64 if scores.dtype == torch.float64 else torch.int32
     largest = torch.iinfo(integer).max
     bits = (scores + 0.0).view(integer)  # -0 + 0 = +0
-    # Negative floats are stored as sign and magnitude: turn the magnitude round.
+    # Negative floats are stored as sign and magnitude: the magnitude is reversed.
     return torch.where(scores.isnan(), largest, torch.where(bits < 0, bits ^ largest, bits))
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """The places of the k best of each row, best first, in the order of the module docstring.
+    """The places of the k best of each row, best first, in the order of :mod:`memory_layers.reference`.
 
     Args:
         scores: (R, M) float32 or float64.
@@ -43,13 +43,13 @@ def _top(scores: Tensor, k: int) -> Tensor:
     last = keys.topk(k, dim=-1).values[:, -1:]
     above, tied = keys > last, keys == last
     kept = above | (tied & (tied.cumsum(dim=-1) <= k - above.sum(dim=-1, keepdim=True)))
-    places = kept.nonzero()[:, 1].view(-1, k)  # k a row, ascending
+    places = kept.nonzero()[:, 1].view(-1, k)  # k per row, ascending
     ranks = keys.gather(1, places).sort(dim=-1, descending=True, stable=True).indices
     return places.gather(1, ranks)
 
 
 def half_scores(queries: Tensor, sub_keys: Tensor) -> Tensor:
-    """Scores of both halves of the queries with their sub-keys, one matrix product a head and half.
+    """Scores of both halves of the queries with their sub-keys, one matrix product per head and half.
 
     Args:
         queries: (T, H, D).
@@ -74,7 +74,7 @@ def product_key_select(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: 1 <= k <= N.
 
     Returns:
-        scores (T, H, K), float32 or float64, descending in the order of the module docstring, and
+        scores (T, H, K), float32 or float64, descending in the order of :mod:`memory_layers.reference`, and
         slots (T, H, K) int64, slot = i·N + j.
 
     Raises:

@@ -1,6 +1,6 @@
 """The definition of product-key selection by brute force over all N·N slots, in NumPy, and score rows that are hard.
 
-Axes: R rows (tokens and heads), N sub-keys a half, K selected slots.
+Axes: R rows (tokens and heads), N sub-keys per half, K selected slots.
 """
 
 import numpy as np

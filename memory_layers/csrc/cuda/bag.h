@@ -9,7 +9,7 @@ namespace memory_layers::cuda {
 constexpr int kBagThreads = 256;
 constexpr int kBagStage = 128;  // slots and weights in shared memory at a time
 
-// A block a token and blockDim.x packs of columns. Its groups (threadIdx.y) take every blockDim.y-th row of the bag;
+// A block per token and blockDim.x packs of columns. Its groups (threadIdx.y) take every blockDim.y-th row of the bag;
 // their sums are added in the order of the groups. blockDim depends on V alone, and so does the order of additions.
 template <class S, int W>
 __global__ void __launch_bounds__(kBagThreads, 4) bag_kernel(const Bag<S> task) {
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kBagThreads, 4) bag_kernel(const Bag<S> task) 
   }
 }
 
-// A block a token, each of its warps every so many-th row: dot products of rows of the table with the token's gradient,
-// which stays in the first-level cache.
+// A block per token, each of its warps every so many-th row: dot products of rows of the table with the token's
+// gradient, which stays in the first-level cache.
 template <class S, int W>
 __global__ void __launch_bounds__(kBagThreads, 4) bag_weights_backward_kernel(const BagWeightsBackward<S> task) {
   using A = Wide<S>;

@@ -1,7 +1,7 @@
-"""Compile the CUDA kernels for every supported device, without one: ``make cuda-check``.
+"""Compile the CUDA kernels for every supported device: ``make cuda-check``. No GPU is needed.
 
-Needs nvcc ($CUDA_HOME/bin/nvcc, or on the PATH) and a C++ compiler; no GPU, no PyTorch. Prints the registers, the bytes
-spilled and the shared memory of every kernel, and fails where one does not compile or a kernel of ours spills.
+It needs nvcc ($CUDA_HOME/bin/nvcc, or on the PATH) and a C++ compiler, but no PyTorch. It prints the registers, the
+spilled bytes and the shared memory of every kernel, and fails if a kernel does not compile or one of ours spills.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
-# Dynamic shared memory is not in the compiler's report: ask the functions that the launches ask.
+# The compiler does not report dynamic shared memory: this program prints what the launches compute.
 SHARED = r"""
 #include <cstdio>
 #include "launch.h"
@@ -53,10 +53,10 @@ STATIC = re.compile(r"(\d+) bytes smem")
 
 def find_nvcc() -> str:
     home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-    if found is None:
+    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+    if nvcc is None:
         sys.exit("error: no nvcc: install the CUDA toolkit and set CUDA_HOME to its folder, or put nvcc on the PATH")
-    return found
+    return nvcc
 
 
 def run(*command: str) -> str:
@@ -67,7 +67,7 @@ def run(*command: str) -> str:
 
 
 def demangled(names: list[str]) -> list[str]:
-    """Readable names without namespaces and parameters, where c++filt is at hand."""
+    """Readable names without namespaces and parameters, if c++filt is installed."""
     if shutil.which("c++filt") is None:
         return names
     text = subprocess.run(["c++filt"], input="\n".join(names), stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -78,7 +78,7 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def report(nvcc: str, source: Path, folder: str) -> list[dict[str, str]]:
-    """One dictionary a kernel and architecture."""
+    """One dictionary per kernel and architecture."""
     codes = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHITECTURES]
     target = str(Path(folder, source.stem + ".o"))
     output = run(nvcc, "-c", str(source), "-o", target, "-O3", "-std=c++20", "-Xptxas=-v", *codes)
@@ -121,7 +121,7 @@ def main() -> None:
     print(f"{title:{width}}", *(f"{arch:>12}" for arch in ARCHITECTURES))
     for name in names:
         print(f"{name:{width}}", *(f"{cells[name, arch]:>12}" for arch in ARCHITECTURES))
-    print(f"\nshared memory of a block, given at launch\n{shared}")
+    print(f"\nshared memory of a block, set at launch\n{shared}")
     print(f"CUB's sort: {len(library)} kernels, at most {max(int(k['registers']) for k in library)} registers")
     spilling = sorted({kernel["name"] for kernel in kernels if spilled(kernel)})
     if spilling:

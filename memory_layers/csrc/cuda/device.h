@@ -1,8 +1,8 @@
-// What the kernels of this folder need of a device: CUDA's own names, memory that they address through Global<T> and
+// The device as the kernels of this folder see it: CUDA's own names, memory that they address through Global<T> and
 // Shared<T>, vector loads, half precision.
 //
-// nvcc gives all of it. With MEMORY_LAYERS_SIMT, "simt.h" (tests/simt) does: it emulates a device on the CPU that
-// checks every access, so the very sources of the kernels are tested without one. Hence no PyTorch in them.
+// nvcc provides all of it. With MEMORY_LAYERS_SIMT, "simt.h" (tests/support/simt) does: it emulates a device on the CPU
+// that checks every access, so the same sources are tested without a GPU. Hence they contain no PyTorch.
 #pragma once
 
 #include <cmath>

@@ -10,7 +10,7 @@
 
 namespace memory_layers::cuda {
 
-constexpr int kSharedBytes = 48 << 10;  // what any device gives a block without being asked
+constexpr int kSharedBytes = 48 << 10;  // what every device gives a block by default
 
 #ifndef MEMORY_LAYERS_SIMT
 template <class... P>

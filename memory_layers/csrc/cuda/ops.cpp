@@ -1,7 +1,7 @@
 // The CUDA implementations of the operators that library.py defines: checks, conversions and scratch memory around the
 // launches of kernels.h. Matrix products go to cuBLAS. Definitions: memory_layers/reference/.
 //
-// Axes: T tokens, H heads, N sub-keys a half, K selected slots, D key dimension, V columns of the table, bag = H·K.
+// Axes: T tokens, H heads, N sub-keys per half, K selected slots, D key dimension, V columns of the table, bag = H·K.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>

@@ -10,7 +10,8 @@ namespace memory_layers::cuda {
 
 constexpr int kRowThreads = 128;
 
-// One warp a pair; if it is not the first of its slot, there is nothing to do. A lane has U packs of columns at a time.
+// One warp per pair; if it is not the first of its slot, there is nothing to do. A lane has U packs of columns at a
+// time.
 template <class A, int W, class Consumer>
 __global__ void __launch_bounds__(kRowThreads, 6) rows_kernel(const SortedPairs<A> task, Consumer consumer) {
   constexpr int U = 4;

@@ -1,4 +1,4 @@
-// The K best of the N·N sums of two rows of half scores, and the softmax of their scores: one warp a token and head.
+// The K best of the N·N sums of two rows of half scores, and the softmax of their scores: one warp per token and head.
 //
 // Of equal sums the lowest slot i·N + j comes first (order.h). Sums are one floating-point addition each.
 //
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)
   write_results<S, kSoftmax>(memory, halves, task, row);
 }
 
-// The gradient of the half scores: one warp a token and head. One lane computes each sub-key's sum, in the order of
+// The gradient of the half scores: one warp per token and head. One lane computes each sub-key's sum, in the order of
 // the selected slots, so it is the same in every run.
 template <class S>
 __global__ void __launch_bounds__(kSelectWarps* kWarp, 8)

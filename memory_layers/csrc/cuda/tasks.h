@@ -1,6 +1,6 @@
 // The arguments of each kernel. Pointers are to contiguous tensors unless strides stand beside them.
 //
-// Axes: T tokens, H heads, N sub-keys a half, K selected slots, V columns of the table, bag = rows read for a token,
+// Axes: T tokens, H heads, N sub-keys per half, K selected slots, V columns of the table, bag = rows read per token,
 // pairs = T·bag, U distinct slots. S is the number format of the table, Wide<S> that of sums.
 #pragma once
 

@@ -1,9 +1,9 @@
-// A CUDA device on the CPU, for testing kernels: blocks run one after the other, the threads of a block as fibers that
-// change places at shuffles, ballots and barriers, in an order drawn from simt::seed.
+// A CUDA device on the CPU, for testing kernels: blocks run one after the other, and the threads of a block are fibers
+// that switch at shuffles, ballots and barriers, in an order drawn from simt::seed.
 //
 // Memory is addressed through Global<T> and Shared<T>, which check every access. A launch throws simt::Fault at
 // - an access out of an array's bounds, or a vector access that is not aligned,
-// - a read of shared memory that nobody has written,
+// - a read of shared memory that was not written before,
 // - a race: two accesses to one element, at least one a write, by threads that no barrier orders (__syncwarp orders the
 //   threads of a warp, __syncthreads those of a block, nothing orders blocks; shuffles and ballots order nothing),
 // - a warp or block operation that not all threads of the warp or block reach, or that they reach with different ones,
@@ -76,7 +76,7 @@ struct Thread {
 class Device {
  public:
   dim3 block, block_size, grid_size;
-  uint64_t block_number = 0;  // over all launches: what tells accesses of different blocks apart
+  uint64_t block_number = 0;  // counted over all launches, to distinguish accesses of different blocks
   uint64_t launch_first = 0;  // block_number of this launch's first
   std::vector<char> shared;
   Thread* running = nullptr;

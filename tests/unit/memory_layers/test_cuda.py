@@ -2,7 +2,7 @@
 
 The kernels' details (sizes, ties, infinities, planted faults) are in test_simt.py, which needs no GPU.
 
-Axes: T tokens, H heads, N sub-keys a half, K selected slots, D key dimension, V value dimension, bag = H·K.
+Axes: T tokens, H heads, N sub-keys per half, K selected slots, D key dimension, V value dimension, bag = H·K.
 """
 
 from collections.abc import Callable
@@ -135,7 +135,7 @@ def test_empty_batch() -> None:
 
 
 def test_limits_are_named() -> None:
-    """And beyond them the definitions compute, unless the kernels were asked for."""
+    """And beyond them the definitions compute, unless the kernels were requested."""
     for n, k in ((200, 129), (4097, 1)):
         half_scores = torch.randn(1, 1, 2, n)
         with pytest.raises(RuntimeError, match="k up to 128 and n up to 4096"):

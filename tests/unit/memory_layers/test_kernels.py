@@ -1,6 +1,6 @@
 """The CPU kernels of memory_layers (csrc/) against brute force, float64 and their plain twins.
 
-The operators' gradients, opcheck and torch.compile are in test_memory_ops.py. These tests also run under the
+The operators' gradients, opcheck and torch.compile are in test_ops.py. These tests also run under the
 sanitizers, see CONTRIBUTING.md.
 """
 

@@ -1,6 +1,6 @@
 """memory_layers.ops: gradients, opcheck, torch.compile, and the choice of the implementation.
 
-What the operators compute is tested in test_memory_reference.py, the kernels in test_memory_kernels.py.
+test_reference.py tests what the operators compute, test_kernels.py the kernels.
 """
 
 import importlib.util
@@ -165,7 +165,7 @@ def test_the_fused_lookup_is_the_composition(backend):
             torch.testing.assert_close(a, b)
 
 
-def test_only_what_is_asked_for_gets_a_gradient(backend):
+def test_only_what_requires_a_gradient_gets_one(backend):
     queries, sub_keys, values = lookup_inputs()
     output, weights, slots = ops.product_key_memory(queries.detach(), sub_keys.detach(), values, 2, backend=backend)
     assert not slots.requires_grad
@@ -321,7 +321,7 @@ def test_wrong_backends_are_named():
     assert backends.described("torch") == "torch"
 
 
-def test_kernels_that_are_asked_for_do_not_fall_back():
+def test_requested_kernels_do_not_fall_back():
     values, slots, weights = bag_inputs(dtype=torch.float16, grad=False)
     with pytest.raises(TypeError, match=r"the cpu kernels take .* given torch\.float16 on cpu.*'auto' or 'torch'"):
         ops.weighted_bag(values, slots, weights, backend="cpu")
@@ -347,7 +347,7 @@ def test_float64_beside_another_format_is_not_rounded():
 
 
 def test_more_keys_than_the_kernels_take():
-    """Slots above 31 bits: the definitions on request of nobody, an error where the kernels were asked for."""
+    """Slots above 31 bits: auto takes the definitions; requested kernels are an error."""
     half_scores = torch.arange(46341.0).repeat(1, 1, 2, 1)
     scores, slots = ops.product_key_select(half_scores, 1)
     assert (scores.item(), slots.item()) == (2 * 46340, 46341**2 - 1)

@@ -3,7 +3,7 @@
 The emulation checks every access (bounds, alignment, races between barriers, barriers that not all threads reach), so
 each comparison here is also such a check; the last tests plant faults in a copy of the sources, which it must detect.
 
-Axes: T tokens, H heads, N sub-keys a half, K selected slots, V columns of the table, bag slots a token.
+Axes: T tokens, H heads, N sub-keys per half, K selected slots, V columns of the table, bag slots per token.
 """
 
 import ctypes
