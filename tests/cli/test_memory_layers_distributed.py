@@ -111,15 +111,15 @@ def test_what_is_exchanged_is_logged_and_grows_with_the_tokens(trainings: dict[s
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[bool, int], tuple]]:
-    """What each of two processes wrote, see memory_processes."""
+    """The results of both processes, see memory_processes."""
     folder = tmp_path_factory.mktemp("steps")
-    for command in start_processes(folder, 2, "tests.memory_processes", folder):
+    for command in start_processes(folder, 2, "tests.support.memory_processes", folder):
         assert command.wait(60).status == 0, command.output
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_bytes_received_depend_on_the_tokens_alone(steps: list[dict[tuple[bool, int], tuple]]) -> None:
-    """Four bytes a number; what is gathered is as long as the longer part, what is sent around is not."""
+    """Four bytes per number. Gathered parts are padded to the longest, sums and gradients are not."""
     tokens, bag, dim = memory_processes.TOKENS, memory_processes.BAG, memory_processes.DIM
     for rank in range(2):
         mine, others = tokens[rank], tokens[1 - rank]

@@ -1,8 +1,8 @@
 """Run by two processes (`command_lines.start_processes`): one step of value tables alone, without fairseq.
 
-    python -m tests.memory_processes FOLDER
+    python -m tests.support.memory_processes FOLDER
 
-Writes FOLDER/rankN.pt: for every (sharded, n_slots) of CASES the bytes that the step brought from the other process,
+Writes FOLDER/rankN.pt: for every (sharded, n_slots) of CASES the bytes that the step received from the other process,
 and the states of the table and of its optimizer.
 """
 
