@@ -1,25 +1,25 @@
-"""Beam search with exits against full depth, on the CPU: what a mean exit buys in tokens a second.
+"""Beam search with exits against full depth, on the CPU: tokens per second at a given mean exit.
 
     python benchmarks/bench_decoding.py [--dims 256 512] [--batches 1 32] [--beams 1 5] [--means 1.5 3]
 
-A model of six blocks a side with random weights, sentences of 22 tokens, translations of 24. Each hypothesis has
-an exit of its own at each position, drawn from a geometric distribution so that their mean is the wanted one exactly;
-with --of-sentence all hypotheses of a sentence have the same. In one run, in turn:
+The model has random weights and six blocks each in encoder and decoder; sentences have 22 tokens, translations 24. Each
+hypothesis has its own exit at each position, drawn from a geometric distribution so that the mean is exactly the given
+one; with --of-sentence, all hypotheses of a sentence have the same exit. One run times in turn:
 
-    host      full depth by fairseq's own decoder
-    full      full depth by ours, exits forced to the last block
-    adaptive  the drawn exits; rows that have left are compacted away
-    eager     likewise, with keys and values of copied states computed at once instead of when a row needs them
+    fairseq   full depth by fairseq's own decoder
+    full      full depth by our decoder, with exits fixed to the last block
+    adaptive  the drawn exits; upper blocks compute only the rows still alive
+    eager     the same, with keys and values of copied states computed at once instead of when a row needs them
     waiting   the drawn exits, but the whole batch goes as deep as its deepest row
     first     every token leaves after the first block
 
-The encoder is the same in all of them. Ratios of times: `speedup` is host / adaptive, `over_own_full` full /
-adaptive, `vs_wait_for_slowest` waiting / adaptive, `vs_eager` eager / adaptive. What no exit can save (encoder,
-output layer, beam search itself) is told from first and full: the time of no blocks at all, on the line through one
-block and six; `unavoidable_share` is its share of full, and `most_over_own_full` full / adaptive if a token cost its
-own blocks only and nothing else were added. `most_vs_wait` is waiting / adaptive if compacting cost nothing: if each
-block took the time that it takes for as many rows as are alive. Few rows take longer each, since the weights are read
-for them all the same.
+The encoder is the same in all of them. The ratios of times are: `speedup`, fairseq / adaptive; `over_own_full`, full /
+adaptive; `vs_wait_for_slowest`, waiting / adaptive; `vs_eager`, eager / adaptive. Exits cannot save the time of encoder,
+output layer and beam search itself. It is extrapolated from first and full, as the time of no blocks on the line
+through one and six blocks: `unavoidable_share` is its share of full, and `most_over_own_full` is full / adaptive if a
+token cost its own blocks and nothing else. `most_vs_wait` is waiting / adaptive if leaving out rows cost nothing, that
+is, if each block took the time that it takes for the rows alive. The time per row is longer for few rows, since the
+weights are read for any number of rows.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class DrawnPolicy(Policy):
 def draw(mean: float, batch: int, beam: int, *, of_sentence: bool) -> Tensor:
     """Exits (positions, batch * beam), in equal parts from every stretch of the distribution, in random order."""
     columns = batch if of_sentence else batch * beam
-    count = (TARGET + 1) * columns  # and the end of the sentence
+    count = (TARGET + 1) * columns  # the end of the sentence included
     cumulated = torch.tensor(distribution(mean), dtype=torch.float64).cumsum(0)[:-1]
     exits = torch.bucketize((torch.arange(count, dtype=torch.float64) + 0.5) / count, cumulated) + 1
     order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
@@ -67,18 +67,18 @@ def draw(mean: float, batch: int, beam: int, *, of_sentence: bool) -> Tensor:
 
 
 def distribution(mean: float) -> list[float]:
-    """Weights of the exits, falling or rising by one factor, with that mean."""
+    """Weights of the exits with that mean, each a constant factor times the one before."""
     low, high = 1e-6, 1e6
     for _ in range(200):
         factor = (low * high) ** 0.5
         weights = [factor**n for n in range(EXITS)]
-        found = sum(n * weight for n, weight in enumerate(weights, start=1)) / sum(weights)
-        low, high = (factor, high) if found < mean else (low, factor)
+        its_mean = sum(n * weight for n, weight in enumerate(weights, start=1)) / sum(weights)
+        low, high = (factor, high) if its_mean < mean else (low, factor)
     return [weight / sum(weights) for weight in weights]
 
 
 def build(dim: int) -> DepthAdaptiveTransformerModel:
-    """The model of a dimension, its weights from a fixed seed."""
+    """A model of dimension ``dim``, with weights from a fixed seed."""
     torch.manual_seed(1)
     dictionary = Dictionary()
     for index in range(VOCABULARY - len(dictionary)):
@@ -92,7 +92,7 @@ def build(dim: int) -> DepthAdaptiveTransformerModel:
 
 
 class Search:
-    """Beam search over a batch of sentences, of a given length."""
+    """Beam search over a batch of sentences, with translations of a fixed length."""
 
     def __init__(self, model: DepthAdaptiveTransformerModel, batch: int, beam: int) -> None:
         source = torch.randint(4, VOCABULARY, (batch, SOURCE), generator=torch.Generator().manual_seed(2))
@@ -107,7 +107,7 @@ class Search:
 
 
 class Blocks:
-    """Seconds that a block takes for a number of rows at one position, by the searches of one and of all blocks."""
+    """Seconds that a block takes for a number of rows at one position, from searches of one and of all blocks."""
 
     def __init__(self, model: DepthAdaptiveTransformerModel, most_rows: int, rounds: int) -> None:
         self.rows, self.seconds = [0], [0.0]
@@ -121,7 +121,7 @@ class Blocks:
             self.seconds.append((timings[str(EXITS)].median - timings["1"].median) / (EXITS - 1) / (TARGET + 1))
 
     def __call__(self, rows: int) -> float:
-        """Of ``rows``, on the line between the two counts nearest that were measured."""
+        """Seconds for ``rows``, interpolated between the two nearest counts that were measured."""
         upper = bisect.bisect_left(self.rows, rows)
         if self.rows[upper] == rows:
             return self.seconds[upper]
@@ -129,24 +129,24 @@ class Blocks:
         return (1 - share) * self.seconds[upper - 1] + share * self.seconds[upper]
 
     def saved(self, exits: Tensor) -> float:
-        """Seconds that compacting would save if it cost nothing, of exits (positions, rows)."""
-        found = 0.0
+        """Seconds that leaving out rows would save if it cost nothing, for exits (positions, rows)."""
+        saved = 0.0
         for position in exits:
             for n in range(1, int(position.max()) + 1):
-                found += self(position.numel()) - self(int((position >= n).sum()))
-        return found
+                saved += self(position.numel()) - self(int((position >= n).sum()))
+        return saved
 
 
 def measure(
     model: DepthAdaptiveTransformerModel, batch: int, beam: int, drawn: Tensor, blocks: Blocks, rounds: int
 ) -> dict[str, float]:
-    """One line of figures."""
+    """Time one case. Returns one line of figures."""
     decoder = model.decoder
     search = Search(model, batch, beam)
     copies = {name: dataclasses.replace(decoder.exit_options, exit_copies=name) for name in ("deferred", "eager")}
     waiting = drawn.amax(1, keepdim=True).expand_as(drawn)
     runs: dict[str, tuple[Policy | None, str]] = {
-        "host": (None, "deferred"),
+        "fairseq": (None, "deferred"),
         "full": (FixedPolicy(exits=EXITS, exit=EXITS), "deferred"),
         "adaptive": (DrawnPolicy(drawn), "deferred"),
         "eager": (DrawnPolicy(drawn), "eager"),
@@ -163,14 +163,14 @@ def measure(
     )
     block = (timings["full"].median - timings["first"].median) / (EXITS - 1)
     mean = drawn.double().mean().item()
-    speed = {name: round(batch * (TARGET + 1) / timings[name].median) for name in ("host", "full", "adaptive")}
+    speed = {name: round(batch * (TARGET + 1) / timings[name].median) for name in ("fairseq", "full", "adaptive")}
     return {
         "d": decoder.embed_dim,
         "batch": batch,
         "beam": beam,
         "mean_exit": round(mean, 2),
         **{f"{name}_tokens_per_second": value for name, value in speed.items()},
-        "speedup": round(ratio(timings["host"], timings["adaptive"]), 2),
+        "speedup": round(ratio(timings["fairseq"], timings["adaptive"]), 2),
         "over_own_full": round(ratio(timings["full"], timings["adaptive"]), 2),
         "vs_wait_for_slowest": round(ratio(timings["waiting"], timings["adaptive"]), 2),
         "most_vs_wait": round(timings["waiting"].median / (timings["waiting"].median - blocks.saved(drawn)), 2),
