@@ -10,7 +10,7 @@ from fairseq_compat import errors
 from recipes.cli import evaluate
 from recipes.cli.arguments import Parser
 from recipes.console import messages
-from recipes.storage import disk, naming
+from recipes.storage import commands, disk, naming
 from thoth_core import allocator
 from thoth_core.errors import UserError
 
@@ -173,7 +173,7 @@ def calibrate(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         policy = [f"exit_policy={arguments.policy}", f"exit_threshold={exit_calibration.written(found)}"]
         if translator.model.decoder.temperatures != before:
             policy.append(f"exit_temperature={temperature}")
-    call = naming.call("recipes/evaluate.sh", arguments, policy)
+    call = commands.call("recipes/evaluate.sh", arguments, policy)
     assert trials.full.bleu is not None
     table = trials.table(found)
     result: dict[str, Any] = {

@@ -13,14 +13,13 @@ import yaml
 
 from fairseq_compat import errors
 from recipes.cli.arguments import Parser
-from recipes.config import schema
-from recipes.config.schema import plugin_folder
+from recipes.config.models import load_model
 from recipes.config.search import search_options
 from recipes.console import messages
 from recipes.data.prepared_corpus import Corpus, open_corpus
 from recipes.evaluation import beam_tuning
 from recipes.metrics import results, score_table
-from recipes.storage import disk, folders, naming, provenance
+from recipes.storage import commands, disk, folders, naming, provenance
 from recipes.training import fairseq_options
 from recipes.training.run import Run
 from thoth_core import allocator
@@ -320,10 +319,10 @@ def choose(arguments: argparse.Namespace) -> Chosen:
 
 def choose_one(arguments: argparse.Namespace) -> Chosen:
     """What the options name, but for an ensemble's other models; else a UserError."""
-    model_file = schema.load_model(arguments.model)
+    model_file = load_model(arguments.model)
     corpus = open_corpus(arguments.corpus, arguments.data)
     run = Run(arguments.runs / corpus.name / model_file.name)
-    train_call = run.train_call() or naming.same_run("recipes/train.sh", arguments)
+    train_call = run.train_call() or commands.same_run("recipes/train.sh", arguments)
     record = check_run(run, corpus, train_call)
     paths = choose_checkpoints(run, arguments.checkpoint, arguments.average, train_call)
     overrides = overridden(arguments.override)
@@ -349,7 +348,7 @@ def choose_one(arguments: argparse.Namespace) -> Chosen:
     import torch
 
     device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    place = evaluator.Place(corpus, arguments.split, paths[0], plugin_folder(model_file), device, overrides)
+    place = evaluator.Place(corpus, arguments.split, paths[0], model_file.plugin, device, overrides)
     return Chosen(model_file.name, run, record, paths, place, search, sources, references, talks, train_call)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fairseq_compat import errors
 from recipes.cli.arguments import Parser, number, whole_number
-from recipes.config import schema
+from recipes.config.models import load_model
 from recipes.data.prepared_corpus import open_corpus
-from recipes.storage import disk, naming
+from recipes.storage import commands, disk
 from recipes.training import devices, dry_run, fairseq_options, measurement, option_layers, session
 from recipes.training.devices import Machines
 from recipes.training.plan import Plan, as_typed
@@ -61,7 +61,7 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     if machines.nodes > 1 and arguments.measure:
         raise UserError("--measure works on one machine; leave --nodes out")
     chosen = devices.choose(cpu=arguments.cpu, processes=arguments.processes, gpus=arguments.gpus, machines=machines)
-    model = schema.load_model(arguments.model)
+    model = load_model(arguments.model)
     corpus = open_corpus(arguments.corpus, arguments.data)
     corpus.verify("bin")
     options = option_layers.merged_options(model, corpus.name, extra, device=chosen.kind)
@@ -104,7 +104,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
             print(f"{plan.run.folder} is finished ({earlier.reason}, {earlier.updates or 0:,} updates).")
         else:
             session.train(plan, call, earlier, lock)
-    print(f"Score it with: {naming.same_run('recipes/evaluate.sh', arguments)}")
+    print(f"Score it with: {commands.same_run('recipes/evaluate.sh', arguments)}")
 
 
 def main() -> None:

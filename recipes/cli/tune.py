@@ -10,7 +10,7 @@ from recipes.cli import evaluate
 from recipes.cli.arguments import Parser
 from recipes.console import messages
 from recipes.evaluation import beam_tuning
-from recipes.storage import disk, naming
+from recipes.storage import commands, disk
 from thoth_core import allocator
 from thoth_core.errors import UserError
 
@@ -111,7 +111,7 @@ def tune(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             scored = quality.corpus_scores(metric, texts, chosen.references)["bleu"]
             rows.append({"beam": beam, "lenpen": lenpen, "bleu": scored.score})
     winner = best(rows)
-    call = f"{naming.call('recipes/evaluate.sh', arguments)} --tuned"
+    call = f"{commands.call('recipes/evaluate.sh', arguments)} --tuned"
     facts = chosen.facts(state, command)
     disk.write_json(
         output,

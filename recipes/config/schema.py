@@ -1,26 +1,230 @@
-"""Corpus and model files: small YAML files whose every key is checked before anything is done.
+"""Settings files in YAML: reading them, and checking every key against a declared schema.
 
-`load_corpus` and `load_model` take a name (of a file in recipes/corpora or recipes/models) or the path of a
-.yaml file. Anything wrong is a `UserError` of one line that names the file, the key and what is valid
-there.
+A schema is a subclass of `Settings`. Whatever is wrong is a `UserError` of one line that names the file, the key, what
+must stand there and what stands there.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from recipes.storage.provenance import ROOT
 from thoth_core.errors import UserError
 
-RECIPES = Path(__file__).resolve().parent.parent
-LANGUAGE = r"[a-z]{2,3}(_[A-Za-z0-9]+)?"  # no dash: fairseq splits the pair "de-en" at it
+RECIPES = ROOT / "recipes"
 FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+INVALID = "invalid"  # the type of errors that a schema's own validators raise: PydanticCustomError(INVALID, message)
+
+
+class Settings(BaseModel):
+    """A block of keys. Unknown keys, other types and numbers that are not finite are refused.
+
+    A field's description says what must stand there, as the end of "must be ..."; without one, its type says it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_assignment=True)
+
+    @classmethod
+    def checked(cls, document: Mapping[Any, Any], where: str) -> Self:
+        """The settings in `document`, with defaults filled in; `where` begins the message of a UserError."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise UserError(f"{where}: {_first_problem(cls, error)}") from None
+
+    def override(self, keys: tuple[str, ...], value: Any, option: str) -> None:
+        """Set the value under the path `keys`, as the command-line option `option` requests."""
+        block = self
+        for key in keys[:-1]:
+            block = getattr(block, key)
+        try:
+            setattr(block, keys[-1], value)
+        except ValidationError as error:
+            raise UserError(f"{option} {_problem(type(block), error.errors()[0])}") from None
+
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """`value` as the user wrote it in YAML, on one line and not too long."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    text = text.removesuffix("...\n").strip().replace("\n", " ")
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _first_problem(schema: type[Settings], error: ValidationError) -> str:
+    """The message for one of the problems: an unknown key first, which may be a misspelt key that is missing."""
+    problems = error.errors()
+    unknown = [problem for problem in problems if problem["type"] in ("extra_forbidden", "invalid_key")]
+    if unknown:
+        return _unknown_key(schema, unknown[0])
+    key = "key " if problems[0]["type"] == "missing" else ""
+    return f"{key}'{_Place.of(schema, problems[0]).name}' {_problem(schema, problems[0])}"
+
+
+def _unknown_key(schema: type[Settings], problem: ErrorDetails) -> str:
+    *path, key = map(str, problem["loc"])
+    block = _block(_Place.at(schema, path).annotation)
+    assert block is not None
+    prefix = "".join(f"{name}." for name in path)
+    near = get_close_matches(key, list(block.model_fields), n=1)
+    guess = f" (did you mean '{prefix}{near[0]}'?)" if near else ""
+    return f"unknown key '{prefix}{key}'{guess}; valid keys: {', '.join(block.model_fields)}"
+
+
+def _problem(schema: type[Settings], problem: ErrorDetails) -> str:
+    """What is wrong with a value, without the name of its key."""
+    place, value = _Place.of(schema, problem), problem["input"]
+    if problem["type"] == INVALID:
+        return problem["msg"]
+    if problem["type"] == "missing":
+        return f"is missing; it must be {place.description}"
+    if value is None:
+        return f"must be {place.description}, but is left empty"
+    texts = (member for member in (place.annotation, *get_args(place.annotation)) if isinstance(member, str | type))
+    takes_text = any(member is str or isinstance(member, str) for member in texts)
+    hint = ' (put it in quotes: "no" is read as false)' if isinstance(value, bool) and takes_text else ""
+    return f"must be {place.description}, but is {shown(value)}{hint}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place in a settings file: its key with those around it, the type of its value, and what must stand there."""
+
+    name: str
+    annotation: Any
+    description: str
+
+    @classmethod
+    def of(cls, schema: type[Settings], problem: ErrorDetails) -> Self:
+        return cls.at(schema, problem["loc"])
+
+    @classmethod
+    def at(cls, schema: type[Settings], location: Iterable[str | int]) -> Self:
+        """The place at pydantic's `location`, whose end may be an item of a list or a member of a union."""
+        names: list[str] = []
+        annotation: Any = schema
+        description = ""
+        key_type: Any = None
+        for part in map(str, location):
+            block = _block(annotation)
+            if block is not None and part in block.model_fields:
+                field = block.model_fields[part]
+                annotation = field.annotation
+                description = field.description or _described(annotation, field.metadata)
+            elif get_origin(annotation) is dict:
+                key_type, annotation = get_args(annotation)
+                description = _described(annotation)
+            elif part == "[key]":
+                description = _described(key_type)
+                break
+            else:
+                break
+            names.append(part)
+        return cls(".".join(names), annotation, description)
+
+
+def _block(annotation: Any) -> type[Settings] | None:
+    """The schema of a block of keys, also of one that may be absent; None for other values."""
+    optional = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    for candidate in (annotation, *optional):
+        if isinstance(candidate, type) and issubclass(candidate, Settings):
+            return candidate
+    return None
+
+
+def _described(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What a value of this type must be: the description that it is annotated with, or else its type and range."""
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+        for rule in metadata:
+            if isinstance(rule, FieldInfo) and rule.description:
+                return rule.description
+    if (block := _block(annotation)) is not None:
+        return "a block with the keys " + ", ".join(block.model_fields)
+    bounds = {name: getattr(rule, name) for rule in metadata for name in ("ge", "le") if hasattr(rule, name)}
+    kind = _type_name(annotation)
+    if "le" in bounds:
+        return f"{kind} from {bounds['ge']:g} to {bounds['le']:g}"
+    return f"{kind} of at least {bounds['ge']:g}" if "ge" in bounds else kind
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(shown, get_args(annotation)))
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = get_args(annotation)
+        return " or ".join(_type_name(member) for member in members if not (member is int and float in members))
+    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+    return names.get(annotation, "a list")
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML silently lets the last of two equal keys win; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the file `path`."""
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable .yaml file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: is not valid YAML ({problem}); correct that line") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: must contain keys and values (description: ...), but is {shown(document)}")
+    return document
+
+
+def find(kind: Literal["corpus", "model"], name: str) -> Path:
+    """The file of the corpus or model `name`: the stem of a file of ours, or the path of a .yaml file."""
+    folder = RECIPES / ("corpora" if kind == "corpus" else "models")
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such {kind} file; give an existing .yaml file or one of: {_known(folder)}")
+        return path
+    path = folder / f"{name}.yaml"
+    if not re.fullmatch(FOLDER_NAME, name) or not path.is_file():
+        raise UserError(f"unknown {kind} '{name}'; known: {_known(folder)}; or give the path of a .yaml file")
+    return path
+
+
+def _known(folder: Path) -> str:
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+
+
+# --- files of ours without a record yet: `Value` and `check_written` go with the last of them -----------------
+
 REQUIRED: Any = object()
 
 
@@ -74,48 +278,6 @@ class Value:
         return described
 
 
-Schema = Mapping[str, "Value | Schema"]
-
-
-def shown(value: Any) -> str:
-    """`value` as the user wrote it in YAML, on one line and not too long."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    text = text.removesuffix("...\n").strip().replace("\n", " ")
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML silently lets the last of two equal keys win; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that the file `path` holds."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable .yaml file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where}: is not valid YAML ({problem}); mend that line") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: must hold keys and values (description: ...), but is {shown(document)}")
-    return document
-
-
 def check_written(value: Any, kind: Any, where: str, again: str, name: str = "") -> None:
     """Raise a UserError, with the remedy `again`, unless what a recipe has written, and others may have changed, is of
     its `kind`: a `Value`, a mapping of kinds by key (other keys are free), or a list of the one kind of its items."""
@@ -128,264 +290,3 @@ def check_written(value: Any, kind: Any, where: str, again: str, name: str = "")
     elif isinstance(kind, list) and kind:
         for place, item in enumerate(value):
             check_written(item, kind[0], where, again, f"{name}.{place}")
-
-
-def checked(document: Mapping[Any, Any], schema: Schema, where: str) -> dict[str, Any]:
-    """`document` with defaults filled in, or `UserError` naming `where` and the first key that is wrong.
-
-    A nested schema that is absent from the document is filled with its own defaults.
-    """
-    return _checked(document, schema, where, "")
-
-
-def _checked(document: Mapping[Any, Any], schema: Schema, where: str, prefix: str) -> dict[str, Any]:
-    for key in document:
-        if key not in schema:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'{_did_you_mean(str(key), schema, prefix)}")
-    result: dict[str, Any] = {}
-    for key, rule in schema.items():
-        name = prefix + key
-        if isinstance(rule, Value):
-            if key not in document:
-                if rule.default is REQUIRED:
-                    raise UserError(f"{where}: key '{name}' is missing; it must be {rule.describe()}")
-                result[key] = rule.default
-                continue
-            problem = rule.wrong(document[key])
-            if problem:
-                raise UserError(f"{where}: '{name}' {problem}")
-            result[key] = document[key]
-        else:
-            block = document.get(key, {})
-            if not isinstance(block, dict):
-                raise UserError(f"{where}: '{name}' must be a block of keys, but is {shown(block)}")
-            result[key] = _checked(block, rule, where, name + ".")
-    return result
-
-
-def _did_you_mean(key: str, valid: Mapping[str, Any], prefix: str) -> str:
-    near = get_close_matches(key, list(valid), n=1)
-    guess = f" (did you mean '{prefix}{near[0]}'?)" if near else ""
-    return f"{guess}; valid keys: {', '.join(valid)}"
-
-
-def find(kind: str, name: str) -> Path:
-    """The file of the corpus or model (`kind`) that `name`, a file's stem or a path, means."""
-    folder = RECIPES / ("corpora" if kind == "corpus" else "models")
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"{path}: no such {kind} file; give an existing .yaml file or one of: {_names(folder)}")
-        return path
-    path = folder / f"{name}.yaml"
-    if not re.fullmatch(FOLDER_NAME, name) or not path.is_file():
-        raise UserError(f"unknown {kind} '{name}'; known: {_names(folder)}; or give the path of a .yaml file")
-    return path
-
-
-def _names(folder: Path) -> str:
-    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-
-
-# --- corpora ------------------------------------------------------------------------------------------------
-
-_LANGUAGE = Value((str, type(None)), None, pattern=LANGUAGE, hint="a language code such as de, en or zh_Hans")
-
-CORPUS: Schema = {
-    "description": Value(str),
-    "like": Value((str, type(None)), None),  # another corpus, whose keys hold where this file has none
-    "source": _LANGUAGE,  # null: to be given by --source and --target
-    "target": _LANGUAGE,
-    "reader": Value(str, choices=("files", "hub", "quickstart", "wit3")),
-    "preparation": Value(str, "sentencepiece", choices=("sentencepiece", "paper")),
-    # Below the folder given by --from, or anywhere: a prefix (PREFIX.LANG, PREFIX.LANG.gz) or one table file.
-    "files": {
-        "train": Value((str, type(None)), None, pattern=r".*\S.*", hint="a prefix or file"),
-        "valid": Value((str, type(None)), None, pattern=r".*\S.*", hint="a prefix or file"),
-        "test": Value((str, list, type(None)), None, hint="a prefix or file, or a list of them"),
-        "columns": Value((list, type(None)), None, hint="null or two column names, [SOURCE, TARGET]"),
-    },
-    "hub": {
-        "name": Value((str, type(None)), None, hint="the data set's name on the hub (user/name)"),
-        "configuration": Value((str, type(None)), None),
-        "folder": Value((str, type(None)), None),  # of the data set, which then has no configurations
-        "revision": Value(str, "main"),
-        "train": Value(str, "train"),
-        "valid": Value(str, "validation"),
-        "test": Value((str, list), "test", hint="a split or a list of splits"),
-        "columns": Value((list, type(None)), None, hint="null or two column names, [SOURCE, TARGET]"),
-    },
-    # IWSLT's archives. A set is a file's name before .PAIR.LANG.xml; "A + B" puts two together.
-    "wit3": {
-        "pair": Value((str, type(None)), None, pattern=r"[a-z]{2,3}-[a-z]{2,3}", hint="a pair as in de-en"),
-        "url": Value((str, type(None)), None, pattern=r"https?://\S+", hint="an https address"),
-        "sha256": Value((str, type(None)), None, pattern=r"[0-9a-f]{64}", hint="64 hexadecimal digits"),
-        "valid": Value((str, type(None)), None, pattern=r".*\S.*", hint="a set, or sets joined by +"),
-        "test": Value(list, [], hint="a list of sets"),
-    },
-    # every: N takes every Nth pair of the cleaned training text as validation set; no other is then read.
-    "valid": {"every": Value((int, type(None)), None, minimum=2)},
-    "quickstart": {
-        "seed": Value(int, 1, minimum=0),
-        "train": Value(int, 20000, minimum=1, maximum=10**7),
-        "valid": Value(int, 1000, minimum=1, maximum=10**6),
-        "test": Value(int, 1000, minimum=1, maximum=10**6),
-    },
-    "subwords": {
-        "vocab_size": Value(int, minimum=10, maximum=500_000),
-        "joint": Value(bool, True),
-        "model": Value(str, "bpe", choices=("bpe", "unigram")),
-        "character_coverage": Value(float, 1.0, minimum=0.9, maximum=1.0),
-        "split_digits": Value(bool, False),
-    },
-    "clean": {
-        "unit": Value(str, "words", choices=("words", "characters")),
-        "max_length": Value(int, 200, minimum=1, maximum=100_000),
-        "max_ratio": Value((float, type(None)), 3.0, minimum=1.0, maximum=1000.0),
-        "duplicates": Value(str, "drop", choices=("drop", "keep")),
-        "identical": Value(str, "drop", choices=("drop", "keep")),
-        "empty_evaluation_lines": Value(str, "error", choices=("error", "keep")),
-        "language_check": Value(bool, True),
-    },
-}
-
-
-# `preparation: paper`: the settings of fairseq's prepare-iwslt14.sh. Lengths are in tokens, cleaning as by Moses'
-# clean-corpus-n.perl.
-PAPER: Schema = {
-    **CORPUS,
-    "subwords": {
-        "lowercase": Value(bool, True),
-        "operations": Value(int, 10_000, minimum=1, maximum=500_000),
-        "joint": Value(bool, True),
-        "dictionary": Value(str, "joined", choices=("joined", "separate")),
-        "vocabulary_threshold": Value((int, type(None)), None, minimum=1),
-    },
-    "clean": {
-        "max_length": Value(int, 175, minimum=1, maximum=100_000),
-        "max_ratio": Value((float, type(None)), 1.5, minimum=1.0, maximum=1000.0),
-        "max_word_length": Value((int, type(None)), 1000, minimum=1),
-        "duplicates": Value(str, "keep", choices=("drop", "keep")),
-        "identical": Value(str, "keep", choices=("drop", "keep")),
-        "empty_evaluation_lines": Value(str, "error", choices=("error", "keep")),
-        "language_check": Value(bool, True),
-    },
-}
-
-
-def corpus_schema(preparation: Any) -> Schema:
-    """The keys of a corpus file with that `preparation`."""
-    return PAPER if preparation == "paper" else CORPUS
-
-
-def load_corpus(name: str) -> tuple[Path, dict[str, Any]]:
-    """The corpus file that `name` means, and its settings with defaults filled in (schema: `corpus_schema`)."""
-    path = find("corpus", name)
-    document = _like(path, ())
-    return path, checked(document, corpus_schema(document.get("preparation")), str(path))
-
-
-def _like(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
-    """What the file `path` holds, over what the corpus holds that its key `like` names."""
-    document = read_yaml(path)
-    other = document.pop("like", None)
-    if other is None:
-        return document
-    if not isinstance(other, str) or path in before:
-        raise UserError(
-            f"{path}: 'like' must name another corpus, one that is not like this one, but is {shown(other)}"
-        )
-    beside = str(path.parent / other) if other.endswith((".yaml", ".yml")) else other
-    base = _like(find("corpus", beside), (*before, path))
-    if document.get("preparation", base.get("preparation")) != base.get("preparation"):
-        base = {key: value for key, value in base.items() if key not in ("subwords", "clean")}  # they have other keys
-    return _over(document, base)
-
-
-def _over(document: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `document` in their place, block by block."""
-    both = {
-        key: _over(value, base[key]) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in document.items()
-    }
-    return base | both
-
-
-# --- models -------------------------------------------------------------------------------------------------
-
-Option = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """One recipes/models/NAME.yaml. `train` and `generate` are command-line options without the dashes:
-
-    true stands for a bare flag, false and null for an absent option.
-    """
-
-    name: str
-    path: Path
-    description: str
-    user_dir: str | None
-    train: dict[str, Option]
-    generate: dict[str, Option]
-    corpora: dict[str, dict[str, dict[str, Option]]] = field(default_factory=dict)
-
-    def options(self, block: str, corpus: str) -> dict[str, Option]:
-        """The options of `block` ("train" or "generate"), with what the file overrides for `corpus`."""
-        own: dict[str, Option] = getattr(self, block)
-        return own | self.corpora.get(corpus, {}).get(block, {})
-
-
-_OPTIONS = Value(dict, {}, hint="a block of options without dashes in front")
-MODEL: Schema = {
-    "description": Value(str),
-    "user_dir": Value((str, type(None)), None),
-    "train": Value(dict, hint="a block of fairseq-train options without dashes in front"),
-    "generate": _OPTIONS,
-    "corpora": Value(dict, {}, hint="a block CORPUS: {train: {...}, generate: {...}}"),
-}
-
-
-def load_model(name: str) -> ModelFile:
-    """The model file that `name` means, checked. Whether fairseq knows each option is fairseq's to say."""
-    path = find("model", name)
-    model = checked(read_yaml(path), MODEL, str(path))
-    for block in ("train", "generate"):
-        _check_options(model[block], str(path), block)
-    for corpus, blocks in model["corpora"].items():
-        if not isinstance(blocks, dict):
-            raise UserError(
-                f"{path}: 'corpora.{corpus}' must be a block with train or generate, but is {shown(blocks)}"
-            )
-        for block, options in blocks.items():
-            if block not in ("train", "generate"):
-                raise UserError(f"{path}: unknown key 'corpora.{corpus}.{block}'; valid keys: train, generate")
-            _check_options(options, str(path), f"corpora.{corpus}.{block}")
-    if "arch" not in model["train"]:
-        raise UserError(f"{path}: key 'train.arch' is missing; name the architecture to train, e.g. transformer")
-    return ModelFile(name=path.stem, path=path, **model)
-
-
-def _check_options(options: Any, where: str, block: str) -> None:
-    if not isinstance(options, dict):
-        raise UserError(f"{where}: '{block}' must be a block of options, but is {shown(options)}")
-    for key, value in options.items():
-        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
-            raise UserError(
-                f"{where}: '{block}.{key}' must be an option's name without dashes in front, e.g. max-tokens"
-            )
-        if not isinstance(value, str | int | float | bool | None):
-            raise UserError(
-                f"{where}: '{block}.{key}' must be text, a number, true, false or null, but is {shown(value)}"
-            )
-
-
-def plugin_folder(model: ModelFile) -> Path | None:
-    """The folder of the model file's plugin: below the checkout, or an absolute path. None without one."""
-    if model.user_dir is None:
-        return None
-    folder = ROOT / model.user_dir
-    if not (folder / "__init__.py").is_file():
-        raise UserError(f"{model.path}: user_dir {model.user_dir!r} is no plugin: {folder}/__init__.py is missing")
-    return folder

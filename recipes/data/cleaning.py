@@ -1,41 +1,22 @@
-"""Cleaning of parallel text: what is normalised in every line, and which training pairs are dropped."""
+"""Cleaning of parallel text: which training pairs are dropped, and why."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-# Invisible characters that carry no text: soft hyphen, zero-width space, word joiner, byte order mark.
-# Zero-width joiners stay: Indic scripts, Persian and emoji need them.
-_INVISIBLE = "\u00ad\u200b\u2060\ufeff"
-_CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()]
-# U+2581 marks a space inside sentencepiece; in text it would come back as one.
-REPLACED: dict[str, str] = dict.fromkeys((*_CONTROLS, *_INVISIBLE), "") | {"\u2581": "_"}
-_TABLE = str.maketrans(REPLACED)
-_TO_REPLACE = re.compile("[" + re.escape("".join(REPLACED)) + "]")
-SPACES: tuple[str, ...] = tuple(chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != " ")
-
-
-def normalise(line: str) -> str:
-    """`line` in Unicode form NFC, without control and invisible characters, single spaces between words.
-
-    Nothing visible changes, so the result is fit for scoring detokenised text.
-    """
-    if _TO_REPLACE.search(line):
-        line = line.translate(_TABLE)
-    return " ".join(unicodedata.normalize("NFC", line).split())
-
 
 @dataclass(frozen=True)
 class Limits:
-    """Which training pairs stay. Lengths are counted in `unit` ("words" between spaces, or "characters").
+    """Which training pairs stay.
 
-    max_length: most units on either side.
-    max_ratio: the longer side may have at most so many times the units of the shorter one; None: any.
-    duplicates, identical: "drop" or "keep" pairs seen before, and pairs whose two sides are the same text.
-    max_word_length: most characters of a word on either side; None: any.
+    Args:
+        unit: what lengths count: "words" between spaces, or "characters".
+        max_length: the maximum length of either side.
+        max_ratio: the maximum ratio of the longer to the shorter side; None sets no limit.
+        duplicates: "drop" or "keep" pairs that occurred before.
+        identical: "drop" or "keep" pairs whose two sides are the same text.
+        max_word_length: the maximum characters of a word; None sets no limit.
     """
 
     unit: str = "words"
@@ -46,16 +27,16 @@ class Limits:
     max_word_length: int | None = None
 
 
-# A name, a number or an exclamation may well be the same in both languages; a longer text is not translated.
+# A name, a number or an exclamation may be the same in both languages. A longer identical text is not translated.
 IDENTICAL_WORDS = 4
 
 REASONS = ("empty", "too long", "length ratio", "identical sides", "duplicate")
 
-Pair = TypeVar("Pair", bound=tuple[str, ...])  # source, target, and what else goes with them
+Pair = TypeVar("Pair", bound=tuple[str, ...])  # source, target, and further values that belong to them
 
 
 def clean_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> Iterator[Pair]:
-    """Those of the normalised `pairs` that pass `limits`, in order; `dropped` counts the others by reason."""
+    """The normalised `pairs` that pass `limits`, in order. `dropped` counts the others by reason."""
     seen: set[tuple[str, str]] = set()
     for pair in pairs:
         source, target = pair[:2]

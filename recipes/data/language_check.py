@@ -1,8 +1,8 @@
-"""Does text look like the language it is said to be? A coarse check, against swapped and mislabelled files.
+"""Whether text looks like its declared language: a coarse check against swapped and mislabelled files.
 
-It says no only where that is certain: the declared language is one of those below, the sample is large
-enough, and the text is in another script, or has at least twice as many function words of another language.
-It does not tell a good translation from a bad one, nor languages apart that it does not know.
+It objects only where that is certain: the declared language is one of those below, the sample is large enough, and the
+text is in another script or has at least twice as many function words of another language. It says nothing about the
+quality of a translation.
 """
 
 import re
@@ -10,8 +10,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from recipes.config.corpora import CorpusSettings
+from recipes.data.pairs import Pairs
+from thoth_core.errors import UserError
+
 SAMPLE_LINES = 2000
-SAMPLE_WORDS = 200  # fewer words say nothing
+SAMPLE_WORDS = 200  # with fewer words nothing is certain
 CLEAR_SHARE = 0.1  # running text of the languages below has a share of 0.2 to 0.5 of their function words
 CLEAR_FACTOR = 2.0
 
@@ -39,7 +43,7 @@ _WORDS = {
 }
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
 
-# The script of a language, as Unicode's names of its letters begin.
+# The scripts of a language, by the first word of Unicode's names of its letters.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "ar": ("ARABIC",),
     "bg": ("CYRILLIC",),
@@ -54,13 +58,13 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "uk": ("CYRILLIC",),
     "zh": ("CJK",),
 } | dict.fromkeys(FUNCTION_WORDS, ("LATIN", "FULLWIDTH"))
-SCRIPT_SHARE = 0.3  # of the letters; names and quotations in another script are common
+SCRIPT_SHARE = 0.3  # of all letters; names and quotations in another script are common
 
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def mismatch(lines: Sequence[str], declared: str) -> str | None:
-    """What `lines` look like ("en", "CYRILLIC letters") if that is certainly not the language `declared`."""
+    """What `lines` look like ("en", "Cyrillic letters") if that is certainly not the language `declared`, else None."""
     language = declared.split("_")[0]
     if language not in SCRIPTS:
         return None
@@ -68,7 +72,7 @@ def mismatch(lines: Sequence[str], declared: str) -> str | None:
     words = [word for line in lines[::step] for word in _WORD.findall(line.lower())]
     letters = Counter(unicodedata.name(letter, "").split(" ")[0] for word in words for letter in word)
     if letters.total() >= SAMPLE_WORDS:
-        # One script for the three that Japanese mixes, and so on: the declared one counts as a whole.
+        # Japanese mixes three scripts, so that all scripts of the declared language count together.
         expected = sum(letters[script] for script in SCRIPTS[language])
         if expected < SCRIPT_SHARE * letters.total():
             return f"{letters.most_common(1)[0][0].capitalize()} letters"
@@ -83,3 +87,22 @@ def mismatch(lines: Sequence[str], declared: str) -> str | None:
     if shares[likeliest] >= CLEAR_SHARE and shares[likeliest] >= CLEAR_FACTOR * shares[language]:
         return likeliest
     return None
+
+
+def check_languages(raw: dict[str, Pairs], corpus: CorpusSettings) -> None:
+    """Refuse text whose two sides are the same, or that certainly is not in its declared language.
+
+    Raises:
+        UserError: names the file and what its text looks like.
+    """
+    for text in raw.values():
+        if text.source == text.target:
+            raise UserError(f"{text.origins[0]} and {text.origins[1]}: contain the same text; give two languages")
+        if not corpus.clean.language_check:
+            continue
+        for lines, language, origin in zip((text.source, text.target), corpus.languages, text.origins, strict=True):
+            if seen := mismatch(lines, language):
+                raise UserError(
+                    f"{origin}: should be '{language}' but looks like {seen}; correct swapped or wrong languages, or "
+                    "accept the text with --no-language-check"
+                )

@@ -1,49 +1,71 @@
 """A corpus that recipes/prepare.sh has built: opening and verifying it."""
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from recipes.storage.corpus_folder import digest
+from recipes.config.schema import RECIPES
+from recipes.storage.corpus_folder import RECORD, digest
+from recipes.storage.corpus_record import BpeSubwords, CorpusRecord, Subwords
 from recipes.storage.naming import short_name
-from recipes.storage.provenance import ROOT
 from thoth_core.errors import UserError
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that recipes/prepare.sh has built."""
+    """A prepared corpus."""
 
-    argument: str
-    name: str
+    argument: str  # as the command line names it
     folder: Path
-    source: str
-    target: str
-    fingerprint: str
-    subwords: dict[str, Any]  # as in corpus.json
-    splits: tuple[str, ...]
-    files: dict[str, str]
+    record: CorpusRecord
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def source(self) -> str:
+        return self.record.source
+
+    @property
+    def target(self) -> str:
+        return self.record.target
 
     @property
     def languages(self) -> tuple[str, str]:
         return self.source, self.target
 
     @property
+    def fingerprint(self) -> str:
+        return self.record.fingerprint
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.record.splits)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of each file by its path below the folder."""
+        return self.record.files
+
+    @property
+    def subwords(self) -> Subwords:
+        return self.record.subwords
+
+    @property
     def bin(self) -> Path:
-        """The folder of `fairseq-preprocess`'s output."""
+        """The folder with the output of fairseq-preprocess."""
         return self.folder / "bin"
 
     @property
     def subword_models(self) -> dict[str, Path]:
-        """The sentencepiece model or the codes of each language."""
-        return {language: self.folder / name for language, name in self.subwords["models"].items()}
+        """The sentencepiece model or the file of merges of each language."""
+        return {language: self.folder / name for language, name in self.subwords.models.items()}
 
     @property
     def subword_files(self) -> set[Path]:
-        """All that text is cut into pieces by."""
-        vocabularies = self.subwords.get("vocabularies", {}).values()
+        """All files that segmentation needs."""
+        vocabularies = self.subwords.vocabularies.values() if isinstance(self.subwords, BpeSubwords) else ()
         return {*self.subword_models.values(), *(self.folder / name for name in vocabularies)}
 
     def dictionary(self, language: str) -> Path:
@@ -52,82 +74,67 @@ class Corpus:
 
     @property
     def alone(self) -> Path:
-        """The target language's files of `bin`, by the names that fairseq's language_modeling task looks for."""
+        """The target language's files of `bin`, by the names that fairseq's language_modeling task expects."""
         return self.bin / self.target
-
-    @property
-    def prepare_again(self) -> str:
-        """The remedy for damage."""
-        return _again(_prepare_call(self.argument, self.folder.parent))
-
-    def verify(self, *parts: str) -> None:
-        """Compare the files below the sub-folders or files `parts` with the sums in corpus.json.
-
-        Raises a UserError that names the first file that is missing or differs.
-        """
-        for name, known in self.files.items():
-            if not any(name == part or name.startswith(part + "/") for part in parts):
-                continue
-            path = self.folder / name
-            if not path.is_file():
-                raise UserError(f"{path}: missing; {self.prepare_again}")
-            if digest(path) != known:
-                raise UserError(f"{path}: damaged or changed since it was prepared; {self.prepare_again}")
 
     def text(self, split: str, language: str) -> Path:
         """The plain text of one side of a split."""
         return self.folder / "text" / f"{split}.{language}"
 
+    @property
+    def prepare_again(self) -> str:
+        """The remedy for damage."""
+        return _prepare_again(self.argument, self.folder.parent)
+
+    def verify(self, *parts: str) -> None:
+        """Compare files with the checksums in corpus.json: those below the folders `parts`, or the files of that name.
+
+        Raises:
+            UserError: a file is missing or differs; the message names the first one.
+        """
+        for name, checksum in self.files.items():
+            if not any(name == part or name.startswith(part + "/") for part in parts):
+                continue
+            path = self.folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing; {self.prepare_again}")
+            if digest(path) != checksum:
+                raise UserError(f"{path}: damaged or changed since it was prepared; {self.prepare_again}")
+
 
 def _prepare_call(argument: str, data: Path) -> str:
-    """The call that builds a corpus; one without a corpus file of its own was made from the user's files."""
-    known = argument.endswith((".yaml", ".yml")) or (ROOT / "recipes/corpora" / f"{argument}.yaml").is_file()
+    """The call that builds a corpus. One without a corpus file was made from the user's own files."""
+    known = argument.endswith((".yaml", ".yml")) or (RECIPES / "corpora" / f"{argument}.yaml").is_file()
     parts = ["recipes/prepare.sh", *([argument] if known else ["files", "--name", argument])]
     if data != Path("data"):
         parts += ["--data", str(data)]
     return shlex.join(parts) + ("" if known else " ...")
 
 
-def _again(prepare: str) -> str:
-    return f"build it anew with: {prepare} --force (and --from and all else that it was built with)"
+def _prepare_again(argument: str, data: Path) -> str:
+    call = _prepare_call(argument, data)
+    return f"build it again with: {call} --force (and --from and the other options that it was built with)"
 
 
 def open_corpus(argument: str, data: Path) -> Corpus:
-    """The prepared corpus of that name below `data`, if complete; else a UserError with the remedy."""
-    name = short_name(argument, "CORPUS")
-    folder = data / name
-    prepare = _prepare_call(argument, data)
-    description = folder / "corpus.json"
-    if not description.is_file():
-        raise UserError(f"{folder}: no prepared corpus here; build it with: {prepare}")
-    again = _again(prepare)
-    try:
-        facts = json.loads(description.read_text(encoding="utf-8"))
-        source, target = facts["source"], facts["target"]
-        subwords = dict(facts["subwords"])
-        models = [folder / subwords["models"][language] for language in (source, target)]
-        fingerprint, splits = str(facts["fingerprint"]), tuple(facts["splits"])
-        files = {str(name): str(known) for name, known in facts.get("files", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{description}: damaged ({type(error).__name__}: {error}); {again}") from None
-    needed = [folder / "bin" / f"dict.{language}.txt" for language in (source, target)]
+    """The prepared corpus of that name below `data`.
+
+    Raises:
+        UserError: the corpus is missing, damaged or incomplete; the message gives the call that builds it.
+    """
+    folder = data / short_name(argument, "CORPUS")
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder}: no prepared corpus here; build it with: {_prepare_call(argument, data)}")
+    remedy = _prepare_again(argument, data)
+    corpus = Corpus(argument, folder, CorpusRecord.read(folder / RECORD, remedy=remedy))
+    needed = [corpus.dictionary(language) for language in corpus.languages]
     for split in ("train", "valid"):
-        for language in (source, target):
-            stem = f"{split}.{source}-{target}.{language}"
-            needed += [folder / "bin" / f"{stem}.bin", folder / "bin" / f"{stem}.idx"]
-    for path in [*needed, *models]:
+        for language in corpus.languages:
+            stem = f"{split}.{corpus.source}-{corpus.target}.{language}"
+            needed += [corpus.bin / f"{stem}.bin", corpus.bin / f"{stem}.idx"]
+    for path in [*needed, *corpus.subword_models.values()]:
         if not path.is_file():
-            raise UserError(f"{path}: missing; {again}")
+            raise UserError(f"{path}: missing; {remedy}")
         if path.stat().st_size == 0:
-            raise UserError(f"{path}: empty; {again}")
-    return Corpus(
-        argument=argument,
-        name=name,
-        folder=folder,
-        source=source,
-        target=target,
-        fingerprint=fingerprint,
-        subwords=subwords,
-        splits=splits,
-        files=files,
-    )
+            raise UserError(f"{path}: empty; {remedy}")
+    return corpus

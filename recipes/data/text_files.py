@@ -7,31 +7,14 @@ that every complaint can name a file and a line.
 import gzip
 import json
 import os
-import re
-import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from recipes.console.messages import say
+from recipes.data.pairs import Pairs, no_such_columns, pair_of, pairs_of_rows, refuse_huge
 from thoth_core.errors import UserError
 
-HUGE_LINE = 100_000  # characters; no sentence is that long, but a file with the wrong line ends is
 TABLES = (".tsv", ".jsonl", ".parquet")
-_BROKEN = re.compile("[\0\ud800-\udfff]")  # JSON can write both as escapes
-DATA_SET_FILES = (".parquet", ".jsonl", ".json", ".csv")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The raw sentence pairs of one split."""
-
-    source: list[str]
-    target: list[str]
-    origins: tuple[str, str]  # what to call each side in messages: a file, or a file and its column
-    documents: list[str] | None = None  # the document (a talk's id) that each pair is of, where that is known
 
 
 # --- bytes to lines -----------------------------------------------------------------------------------------
@@ -91,15 +74,6 @@ def lines_of(content: bytes, origin: str) -> list[str]:
     return lines
 
 
-def refuse_huge(lines: Iterable[str], origin: str) -> None:
-    for number, line in enumerate(lines, 1):
-        if len(line) > HUGE_LINE:
-            raise UserError(
-                f"{origin}, line {number}: has {len(line):,} characters; give one sentence a line "
-                f"(at most {HUGE_LINE:,} characters, lines ending in \\n)"
-            )
-
-
 # --- a prefix: one file a language --------------------------------------------------------------------------
 
 
@@ -123,7 +97,7 @@ def side(prefix: Path, language: str) -> Path:
     if plain.exists() and packed.exists():
         raise UserError(f"{plain}: {packed.name} is there as well; remove one of the two")
     if not plain.exists() and not packed.exists():
-        raise UserError(f"{plain}: no such file, nor {packed.name}; {holding(prefix.parent)}")
+        raise UserError(f"{plain}: no such file, nor {packed.name}; {contents(prefix.parent)}")
     return plain if plain.exists() else packed
 
 
@@ -132,18 +106,18 @@ def files_of(place: Path, source: str, target: str) -> tuple[Path, ...]:
     if not is_table(place):
         return side(place, source), side(place, target)
     if not place.is_file():
-        raise UserError(f"{place}: no such file; {holding(place.parent)}")
+        raise UserError(f"{place}: no such file; {contents(place.parent)}")
     return (place,)
 
 
-def holding(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """What `folder` holds, to tell a user whose file is missing."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         return f"the folder {folder} is empty"
-    return f"{folder} holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return f"{folder} contains {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 # --- tables: both languages in one file ---------------------------------------------------------------------
@@ -166,16 +140,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Pairs:
         rows = _json_rows(path, columns)
     else:
         rows = _parquet_rows(path, columns)
-    return _pairs_of_rows(rows, str(path), columns)
-
-
-def _pairs_of_rows(rows: Sequence[tuple[str, str]], origin: str, columns: Sequence[str]) -> Pairs:
-    if not rows:
-        raise UserError(f"{origin}: holds no row; give one sentence pair a row")
-    source, target = [row[0] for row in rows], [row[1] for row in rows]
-    for lines in (source, target):
-        refuse_huge(lines, origin)
-    return Pairs(source, target, (f"{origin}, column {columns[0]}", f"{origin}, column {columns[1]}"))
+    return pairs_of_rows(rows, str(path), columns)
 
 
 def _tsv_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
@@ -196,7 +161,9 @@ def _tsv_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
     for number, line in enumerate(lines[1:] if named else lines, 2 if named else 1):
         cells = line.split("\t")
         if len(cells) != width:
-            raise UserError(f"{path}, line {number}: has {len(cells)} columns where line 1 has {width}; mend that line")
+            raise UserError(
+                f"{path}, line {number}: has {len(cells)} columns where line 1 has {width}; correct that line"
+            )
         rows.append((cells[places[0]], cells[places[1]]))
     return rows
 
@@ -222,101 +189,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
         names = file.schema_arrow.names
         wanted = list(columns) if all(column in names for column in columns) else ["translation"]
         if not set(wanted) <= set(names):
-            raise UserError(_no_column(str(path), columns, names))
+            raise UserError(no_such_columns(str(path), columns, names))
         records = file.read(columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError):
         raise UserError(f"{path}: is not a readable parquet file; copy it again") from None
     return [pair_of(record, columns, f"{path}, row {number}") for number, record in enumerate(records, 1)]
-
-
-def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
-    """The texts of `columns` in `record`, or in its record "translation"; a line break in them is a space."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: is not an object with the columns {columns[0]} and {columns[1]}")
-    inner = record.get("translation")
-    fields = inner if isinstance(inner, dict) and columns[0] not in record else record
-    for column in columns:
-        if column not in fields:
-            raise UserError(_no_column(where, columns, list(fields)))
-        text = fields[column]
-        if not isinstance(text, str):
-            raise UserError(f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}")
-        if _BROKEN.search(text):
-            raise UserError(f"{where}: column {column} holds a NUL or half a surrogate pair; mend that text")
-    source, target = (re.sub(r"[\r\n]+", " ", fields[column]) for column in columns)
-    return source, target
-
-
-def _no_column(where: str, columns: Sequence[str], present: Sequence[str]) -> str:
-    held = ", ".join(map(str, present)) or "none"
-    return f"{where}: has no columns {columns[0]} and {columns[1]}, but {held}; name them with --columns SOURCE,TARGET"
-
-
-# --- data sets of the Hugging Face hub ----------------------------------------------------------------------
-
-
-def data_set_files(folder: Path) -> list[Path]:
-    """The files of a data set in `folder`, in a fixed order."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(DATA_SET_FILES))
-
-
-def read_hub(place: str | Path, options: dict[str, Any]) -> dict[str, list[Pairs]]:
-    """The splits of a data set: `place` is its name on the hub, or a folder on this machine.
-
-    `options` is the block `hub` of a corpus file. Returns {"train": [one], "valid": [one], "test": [some]}.
-    """
-    # What is at hand need not be asked for on the network, which the library would do again and again.
-    if isinstance(place, Path):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    else:
-        say(f"loading {place} from the Hugging Face hub")
-    import datasets
-    import huggingface_hub
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as cache:
-        found = _load_data_set(datasets, place, options, cache)
-        result: dict[str, list[Pairs]] = {}
-        for split in ("train", "valid", "test"):
-            result[split] = []
-            if options[split] is None:
-                continue
-            for name in options[split] if isinstance(options[split], list) else [options[split]]:
-                if name not in found:
-                    raise UserError(f"{place}: has no split {name} but {', '.join(found)}; name it under 'hub.{split}'")
-                result[split].append(_split_pairs(found[name], options["columns"], f"{place}, split {name}"))
-        return result
-
-
-def _load_data_set(datasets: Any, place: str | Path, options: dict[str, Any], cache: str) -> Any:
-    local = isinstance(place, Path)
-    try:
-        if local:
-            return datasets.load_dataset(str(place), options["configuration"], cache_dir=cache)
-        names = {"name": options["configuration"], "data_dir": options["folder"]}
-        return datasets.load_dataset(place, **names, revision=options["revision"])
-    except Exception as error:  # the library's many layers raise many kinds
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # "error while generating" hides what went wrong
-            cause = cause.__cause__
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-    if local:
-        raise UserError(f"{place}: cannot be loaded as a data set ({reason}); check its files")
-    raise UserError(
-        f"hub data set {place}: cannot be loaded ({reason}); check the network and the name, "
-        "or give a copy on this machine with --from FOLDER"
-    )
-
-
-def _split_pairs(split: Any, columns: Sequence[str], origin: str) -> Pairs:
-    names = split.column_names
-    wanted = list(columns) if all(column in names for column in columns) else ["translation"]
-    if not set(wanted) <= set(names):
-        raise UserError(_no_column(origin, columns, names))
-    # Whole columns at once: record by record takes a hundred times as long.
-    values = split.select_columns(wanted)[:]
-    records = (dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True))
-    rows = [pair_of(record, columns, f"{origin}, row {number}") for number, record in enumerate(records, 1)]
-    return _pairs_of_rows(rows, origin, columns)

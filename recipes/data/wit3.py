@@ -1,8 +1,9 @@
-"""Reader of WIT3's formats, in which the IWSLT evaluation campaigns gave TED talks (Cettolo et al., EAMT 2012).
+"""Reader of WIT3's formats, in which the IWSLT campaigns distributed TED documents (Cettolo et al., EAMT 2012).
 
-train.tags.PAIR.LANG holds a line a sentence, with a header of lines in tags before each talk; SET.PAIR.LANG.xml
-holds a development or test set as <mteval> with a <doc> a talk and a <seg> a sentence. Both sides of a set must
-have the same talks with as many sentences each; anything else is refused with its file and line.
+A document is one document. train.tags.PAIR.LANG has one sentence per line, and a header of lines in tags before each
+document. SET.PAIR.LANG.xml has a development or test set as <mteval> with one <doc> per document and one <seg> per
+sentence. Both sides of a set must have the same documents with as many sentences each. Anything else is refused with
+its file and line.
 """
 
 import re
@@ -10,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 from xml.parsers import expat
 
+from recipes.config.corpora import CorpusSettings
 from recipes.console.messages import say
 from recipes.data.archives import ENDINGS, Member, read_members
-from recipes.data.text_files import Pairs, decode, lines_of
+from recipes.data.pairs import Pairs
+from recipes.data.text_files import decode, lines_of
 from thoth_core.errors import UserError
 
 # As in fairseq's prepare-iwslt14.sh and prepare-iwslt17-multilingual.sh: title and description are translated and
-# count as sentences of their talk, the other lines of a header are dropped.
+# count as sentences of their document, the other lines of a header are dropped.
 TEXT_TAGS = ("title", "description")
 OTHER_TAGS = ("url", "keywords", "speaker", "talkid", "reviewer", "translator", "transcript")
 FRAME_TAGS = ("doc", "transcript")  # may also stand alone, opening or closing
@@ -33,18 +35,18 @@ _LEADING = re.compile(r"</?([A-Za-z][\w-]*)(\s[^<>]*)?/?>")
 
 
 @dataclass
-class Talk:
-    """One talk in one language."""
+class Document:
+    """One document in one language."""
 
     name: str
-    line: int  # of its file, where it begins
+    line: int  # the line of its file where it begins
     sentences: list[str] = field(default_factory=list)
 
 
-def wanted_names(corpus: dict[str, Any]) -> set[str]:
-    """Names of the files that can be used: those of the corpus in either naming of its pair, and archives of them."""
+def wanted_names(corpus: CorpusSettings) -> set[str]:
+    """Names of usable files: those of the corpus, with its pair named in either order, and archives of them."""
     names = set()
-    for pair in _pairs(corpus):
+    for pair in _pair_names(corpus):
         names |= {f"train.tags.{pair}.{language}" for language in pair.split("-")}
         for text in _sets(corpus):
             names |= {f"{name}.{pair}.{language}.xml" for name in parts(text) for language in pair.split("-")}
@@ -52,53 +54,56 @@ def wanted_names(corpus: dict[str, Any]) -> set[str]:
     return names
 
 
-def _pairs(corpus: dict[str, Any]) -> tuple[str, str]:
+def _pair_names(corpus: CorpusSettings) -> tuple[str, str]:
     """The pair as the archive names it, and the other way round: some releases have the same texts twice."""
-    pair = corpus["wit3"]["pair"]
-    return pair, "-".join(reversed(pair.split("-")))
+    assert corpus.wit3.pair is not None
+    first, second = corpus.wit3.pair.split("-")
+    return f"{first}-{second}", f"{second}-{first}"
 
 
-def _sets(corpus: dict[str, Any]) -> list[str]:
+def _sets(corpus: CorpusSettings) -> list[str]:
     """The validation set, unless it is taken from the training text, and the test sets."""
-    valid, tests = corpus["wit3"]["valid"], corpus["wit3"]["test"]
-    return [*([valid] if valid and not corpus["valid"]["every"] else []), *tests]
+    valid = corpus.wit3.valid
+    return [*([valid] if valid and not corpus.valid.every else []), *corpus.wit3.test]
 
 
 def parts(text: str) -> list[str]:
-    """The sets that `A + B`, one set in a corpus file, is put together from."""
+    """The sets in `A + B`, which a corpus file uses as one set."""
     return [part.strip() for part in text.split("+")]
 
 
-def read(place: Path, corpus: dict[str, Any]) -> dict[str, list[Pairs]]:
-    """{"train": [one], "valid": [one or none], "test": [...]} from an archive or folder, with a talk's id a pair."""
-    members, pair = _members(place, corpus)
-    languages = corpus["source"], corpus["target"]
+def read(location: Path, corpus: CorpusSettings) -> dict[str, list[Pairs]]:
+    """The splits in an archive or folder: {"train": [one], "valid": [one or none], "test": [one or more]}.
+
+    Each pair has the id of its document.
+    """
+    members, pair = _members(location, corpus)
 
     def read_set(text: str) -> Pairs:
-        return joined([_read_xml(members, f"{name}.{pair}", languages, place) for name in parts(text)])
+        return joined([_read_xml(members, f"{name}.{pair}", corpus.languages, location) for name in parts(text)])
 
-    train = [_read_train(members, f"train.tags.{pair}", languages, place)]
+    train = [_read_train(members, f"train.tags.{pair}", corpus.languages, location)]
     sets = [read_set(text) for text in _sets(corpus)]
-    tests = len(corpus["wit3"]["test"])
+    tests = len(corpus.wit3.test)
     return {"train": train, "valid": sets[:-tests], "test": sets[-tests:]}
 
 
-def _members(place: Path, corpus: dict[str, Any]) -> tuple[dict[str, Member], str]:
-    """The files of the corpus in `place` or in an archive inside it, and the pair as their names have it."""
+def _members(location: Path, corpus: CorpusSettings) -> tuple[dict[str, Member], str]:
+    """The files of the corpus in `location` or in an archive inside it, and the pair as their names have it."""
     wanted = wanted_names(corpus)
-    members, names = read_members(place, wanted.__contains__)
-    for pair in _pairs(corpus):
-        found = members
+    members, names = read_members(location, wanted.__contains__)
+    pairs = _pair_names(corpus)
+    for pair in pairs:
+        files = members
         inner = [name for ending in ENDINGS if (name := pair + ending) in members]
-        if not _has_train(found, pair) and inner:
-            found, names = read_members(members[inner[0]], wanted.__contains__)
-        if _has_train(found, pair):
-            return found, pair
-    pair = corpus["wit3"]["pair"]
-    held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+        if not _has_train(files, pair) and inner:
+            files, names = read_members(members[inner[0]], wanted.__contains__)
+        if _has_train(files, pair):
+            return files, pair
+    present = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
     raise UserError(
-        f"{place}: holds no train.tags.{pair}.{pair.split('-')[0]}, but {held}; give WIT3's archive or folder of this "
-        "pair (for a copy of a hub data set: --reader hub)"
+        f"{location}: contains no train.tags.{pairs[0]}.{pairs[0].split('-')[0]}, but {present}; give WIT3's archive "
+        "or folder of this pair (for a copy of a hub data set: --reader hub)"
     )
 
 
@@ -106,50 +111,52 @@ def _has_train(members: dict[str, Member], pair: str) -> bool:
     return any(f"train.tags.{pair}.{language}" in members for language in pair.split("-"))
 
 
-def _sides(members: dict[str, Member], names: Sequence[str], place: Path) -> list[Member]:
+def _sides(members: dict[str, Member], names: Sequence[str], location: Path) -> list[Member]:
     for name in names:
         if name not in members:
-            raise UserError(f"{place}: holds no {name}; give the complete archive or folder of this pair")
+            raise UserError(f"{location}: contains no {name}; give the complete archive or folder of this pair")
     return [members[name] for name in names]
 
 
-def _read_train(members: dict[str, Member], stem: str, languages: tuple[str, str], place: Path) -> Pairs:
-    sides = _sides(members, [f"{stem}.{language}" for language in languages], place)
-    return _aligned(stem, sides, [train_talks(side.content, side.origin) for side in sides])
+def _read_train(members: dict[str, Member], stem: str, languages: tuple[str, str], location: Path) -> Pairs:
+    sides = _sides(members, [f"{stem}.{language}" for language in languages], location)
+    return _aligned(stem, sides, [train_documents(side.content, side.origin) for side in sides])
 
 
-def _read_xml(members: dict[str, Member], stem: str, languages: tuple[str, str], place: Path) -> Pairs:
-    sides = _sides(members, [f"{stem}.{language}.xml" for language in languages], place)
-    return _aligned(stem, sides, [xml_talks(side.content, side.origin) for side in sides])
+def _read_xml(members: dict[str, Member], stem: str, languages: tuple[str, str], location: Path) -> Pairs:
+    sides = _sides(members, [f"{stem}.{language}.xml" for language in languages], location)
+    return _aligned(stem, sides, [xml_documents(side.content, side.origin) for side in sides])
 
 
 # --- both sides ---------------------------------------------------------------------------------------------
 
 
-def _aligned(title: str, sides: Sequence[Member], talks: Sequence[list[Talk]]) -> Pairs:
+def _aligned(title: str, sides: Sequence[Member], documents: Sequence[list[Document]]) -> Pairs:
+    """The pairs of a set from the documents of both sides, which must correspond."""
     origins = sides[0].origin, sides[1].origin
-    for source, target in zip_longest(*talks):
+    for source, target in zip_longest(*documents):
         if source is None or target is None:
             present, side = (source, 0) if source else (target, 1)
             raise UserError(
-                f"{origins[side]}, line {present.line}: talk {present.name} has no counterpart in {origins[1 - side]}, "
-                f"which has {min(map(len, talks)):,} talks; give files of the same talks"
+                f"{origins[side]}, line {present.line}: document {present.name} has no counterpart in "
+                f"{origins[1 - side]}, which has {min(map(len, documents)):,} documents; give files of "
+                "the same documents"
             )
         where = f"{origins[0]}, line {source.line}"
         if source.name != target.name:
             raise UserError(
-                f"{where}: is talk {source.name}, but {origins[1]}, line {target.line}, is talk {target.name}; "
-                "give files of the same talks in the same order"
+                f"{where}: is document {source.name}, but {origins[1]}, line {target.line}, is document {target.name}; "
+                "give files of the same documents in the same order"
             )
         if len(source.sentences) != len(target.sentences):
             raise UserError(
-                f"{where}: talk {source.name} has {len(source.sentences):,} sentences, but "
-                f"{len(target.sentences):,} in {origins[1]}, line {target.line}; mend that talk"
+                f"{where}: document {source.name} has {len(source.sentences):,} sentences, but "
+                f"{len(target.sentences):,} in {origins[1]}, line {target.line}; correct that document"
             )
-    lines = [[line for talk in side for line in talk.sentences] for side in talks]
-    documents = [talk.name for talk in talks[0] for _ in talk.sentences]
-    say(f"{title}: {len(talks[0]):,} talks, {len(documents):,} sentence pairs")
-    return Pairs(lines[0], lines[1], origins, documents)
+    lines = [[line for document in side for line in document.sentences] for side in documents]
+    names = [document.name for document in documents[0] for _ in document.sentences]
+    say(f"{title}: {len(documents[0]):,} documents, {len(names):,} sentence pairs")
+    return Pairs(lines[0], lines[1], origins, names)
 
 
 def joined(sets: Sequence[Pairs]) -> Pairs:
@@ -167,81 +174,83 @@ def joined(sets: Sequence[Pairs]) -> Pairs:
 # --- train.tags.PAIR.LANG -----------------------------------------------------------------------------------
 
 
-def train_talks(content: bytes, origin: str) -> list[Talk]:
-    """The talks of a train.tags file. Characters stay as they are: the format escapes none."""
+def train_documents(content: bytes, origin: str) -> list[Document]:
+    """The documents of a train.tags file. Characters stay as they are: the format escapes none."""
     if not content:
         raise UserError(f"{origin}: is empty; give the official file")
-    talks: list[Talk] = []
-    header: Talk | None = None  # of the talk that the lines of tags before this one announce
+    documents: list[Document] = []
+    header: Document | None = None  # the document that the preceding lines of tags announce
     for number, raw in enumerate(lines_of(content, origin), 1):
         line = raw.strip()
         where = f"{origin}, line {number}"
         tag = _HEADER.fullmatch(line)
         if tag or _FRAME.fullmatch(line):
-            header = header or Talk("", number)
+            header = header or Document("", number)
             if tag and tag[1] == "talkid":
                 _refuse_second(header, where)
-                header.name = _talk_name(tag[2].strip(), where)
+                header.name = _document_name(tag[2].strip(), where)
             elif tag and tag[1] in TEXT_TAGS:
                 header.sentences.append(tag[2].strip())
             continue
         _refuse_stray(line, where)
         if header is not None:
             if not header.name:
-                raise UserError(f"{origin}, line {header.line}: a talk without <talkid> begins; add its number")
-            talks.append(header)
+                raise UserError(f"{origin}, line {header.line}: a document without <talkid> begins; add its number")
+            documents.append(header)
             header = None
-        if not talks:
-            raise UserError(f"{where}: a sentence before the first talk's <talkid>; give the official file")
-        talks[-1].sentences.append(line)
+        if not documents:
+            raise UserError(f"{where}: a sentence before the first document's <talkid>; give the official file")
+        documents[-1].sentences.append(line)
     if header is not None and (header.name or header.sentences):
-        raise UserError(f"{origin}, line {header.line}: talk {header.name} has no sentence; is the file cut off?")
-    return talks
+        raise UserError(f"{origin}, line {header.line}: document {header.name} has no sentence; is the file cut off?")
+    return documents
 
 
-def _talk_name(text: str, where: str) -> str:
+def _document_name(text: str, where: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
-        raise UserError(f"{where}: a talk's id must be a number or word, but is '{text[:40]}'; mend it")
+        raise UserError(f"{where}: a document's id must be a number or word, but is '{text[:40]}'; correct it")
     return text
 
 
-def _refuse_second(header: Talk, where: str) -> None:
+def _refuse_second(header: Document, where: str) -> None:
     if header.name:
-        raise UserError(f"{where}: a second talk begins, but talk {header.name} has no sentence; remove its header")
+        raise UserError(
+            f"{where}: a second document begins, but document {header.name} has no sentence; remove its header"
+        )
 
 
 def _refuse_stray(line: str, where: str) -> None:
     if stray := _KNOWN.search(line):
         raise UserError(
-            f"{where}: stray {stray[0][:40]}; a tag must open and close on a line of its own: mend that line"
+            f"{where}: stray {stray[0][:40]}; a tag must open and close on a line of its own: correct that line"
         )
     if (stray := _LEADING.match(line)) and stray[1].lower() not in INLINE_TAGS:
-        raise UserError(f"{where}: stray {stray[0][:40]}, which is no tag of this format; mend that line")
+        raise UserError(f"{where}: stray {stray[0][:40]}, which is no tag of this format; correct that line")
 
 
 # --- SET.PAIR.LANG.xml --------------------------------------------------------------------------------------
 
 
-def xml_talks(content: bytes, origin: str) -> list[Talk]:
-    """The talks of a development or test set. Entities of XML itself (&amp; and so on) become their characters.
+def xml_documents(content: bytes, origin: str) -> list[Document]:
+    """The documents of a development or test set. Entities of XML itself (&amp; and so on) become their characters.
 
-    Departs from fairseq's prepare-iwslt14.sh, which takes the text between the tags as it stands and turns a
-    typographic apostrophe into a plain one.
+    Departs from fairseq's prepare-iwslt14.sh, which keeps entities and turns a typographic apostrophe into a
+    plain one.
     """
     text = decode(content, origin)
     parser = _SetParser(origin)
     parser.parse(text)
-    if not parser.talks:
-        raise UserError(f"{origin}: holds no <doc>; give the official file")
-    return parser.talks
+    if not parser.documents:
+        raise UserError(f"{origin}: contains no <doc>; give the official file")
+    return parser.documents
 
 
 class _SetParser:
-    """expat's events to talks. Declarations are refused: official files have none, and entities can swell."""
+    """expat's events to documents. Declarations are refused: official files have none, and entities can swell."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.talks: list[Talk] = []
+        self.documents: list[Document] = []
         self._path: list[str] = []
         self._text: list[str] = []
         self._expat = expat.ParserCreate("UTF-8")
@@ -256,7 +265,7 @@ class _SetParser:
         except expat.ExpatError as error:
             problem = expat.ErrorString(error.code)
             raise UserError(
-                f"{self.origin}, line {error.lineno}: is not well-formed XML ({problem}); mend it or copy it again"
+                f"{self.origin}, line {error.lineno}: is not well-formed XML ({problem}); correct it or copy it again"
             ) from None
 
     def _refuse(self, problem: str) -> None:
@@ -272,21 +281,21 @@ class _SetParser:
         expected = {0: ("mteval",), 1: SETS, 2: ("doc",)}.get(depth)
         if expected and name not in expected:
             self._refuse(f"<{name}> where <{'> or <'.join(expected)}> must be; give the official file")
-        if depth == 1 and self.talks:
-            self._refuse("a second set begins; give one set a file")
+        if depth == 1 and self.documents:
+            self._refuse("a second set begins; give each set a file of its own")
         if depth == 2:
             if not attributes.get("docid"):
-                self._refuse("<doc> has no docid; add the talk's number")
+                self._refuse("<doc> has no docid; add the document's number")
             where = f"{self.origin}, line {self._expat.CurrentLineNumber}"
-            self.talks.append(Talk(_talk_name(attributes["docid"], where), self._expat.CurrentLineNumber))
+            self.documents.append(Document(_document_name(attributes["docid"], where), self._expat.CurrentLineNumber))
         if depth == 3 and name == "seg":
-            expected_id = str(len(self.talks[-1].sentences) + 1)
+            expected_id = str(len(self.documents[-1].sentences) + 1)
             if "id" not in attributes:
                 self._refuse(f'<seg> has no id; it must be id="{expected_id}"')
             if attributes["id"].strip() != expected_id:
                 self._refuse(
                     f'<seg id="{attributes["id"][:20]}"> where id="{expected_id}" must be: a segment is missing, '
-                    "doubled or out of order; mend the talk"
+                    "doubled or out of order; correct the document"
                 )
         if depth > 3:
             self._refuse(f"stray <{name}> inside <{self._path[-1]}>; remove it")
@@ -297,16 +306,16 @@ class _SetParser:
         self._path.pop()
         depth = len(self._path)
         if depth == 3 and name == "seg":
-            self.talks[-1].sentences.append(" ".join("".join(self._text).split()))
+            self.documents[-1].sentences.append(" ".join("".join(self._text).split()))
         elif depth < 3:
             self._refuse_text(f"</{name}>")
-        if name == "doc" and not self.talks[-1].sentences:
-            self._refuse(f"talk {self.talks[-1].name} has no <seg>; give the official file")
+        if name == "doc" and not self.documents[-1].sentences:
+            self._refuse(f"document {self.documents[-1].name} has no <seg>; give the official file")
         self._text.clear()
 
     def _refuse_text(self, tag: str) -> None:
         if stray := "".join(self._text).strip():
-            self._refuse(f"text outside of any tag before {tag} ('{stray[:20]}'); mend it")
+            self._refuse(f"text outside of any tag before {tag} ('{stray[:20]}'); correct it")
 
     def _characters(self, text: str) -> None:
         self._text.append(text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.config import schema
 from recipes.config.schema import Value
-from recipes.storage import naming
+from recipes.storage import commands, naming
 from thoth_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def fixed(search: dict[str, Any]) -> dict[str, Any]:
 
 def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
     """What was found for these models; a UserError if it is missing, damaged, or of something else."""
-    path, again = place(chosen, arguments), naming.call("recipes/tune.sh", arguments)
+    path, again = place(chosen, arguments), commands.call("recipes/tune.sh", arguments)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def check_parameters(
     if found["parameters_of_models"] != list(digests):
         raise UserError(
             f"{chosen.run.folder / found['file']}: was found with other parameters than the models have now; "
-            f"tune anew with: {naming.call('recipes/tune.sh', arguments)}"
+            f"tune anew with: {commands.call('recipes/tune.sh', arguments)}"
         )
 
 

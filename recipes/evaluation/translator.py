@@ -18,8 +18,7 @@ from fairseq.data import data_utils
 
 from recipes.data.prepared_corpus import Corpus
 from recipes.evaluation import model_loading
-from recipes.tokenization import subwords
-from recipes.tokenization.subwords import Subwords
+from recipes.tokenization.subwords import Segmenter, load_segmenter
 from thoth_core.errors import UserError
 
 _INVENTED = re.compile(r"madeupword\d{4}")
@@ -78,8 +77,8 @@ class Translator:
         *,
         model: Any,
         task: Any,
-        source: Subwords,
-        target: Subwords,
+        source: Segmenter,
+        target: Segmenter,
         device: str = "cpu",
         others: Sequence[Any] = (),
     ):
@@ -106,7 +105,7 @@ class Translator:
     def encode(self, sentence: str) -> tuple[torch.Tensor, bool]:
         """Its pieces as (S,) indices with the end of sentence; whether it was cut to the model's length."""
         dictionary = self.task.source_dictionary
-        pieces = self.source.pieces(sentence)
+        pieces = self.source.segment(sentence)
         indices = [dictionary.index(piece) for piece in pieces[: self.max_source - 1]]
         return torch.tensor([*indices, dictionary.eos()]), len(pieces) > self.max_source - 1
 
@@ -114,7 +113,7 @@ class Translator:
         """A translation that is not the model's, as `forced` takes it, (T,) indices; what the model is too short for is
         cut. Pieces that the dictionary does not have are its unknown word."""
         dictionary = self.task.target_dictionary
-        pieces = self.target.pieces(text)[: self.model.max_decoder_positions() - 1]
+        pieces = self.target.segment(text)[: self.model.max_decoder_positions() - 1]
         tokens = torch.tensor([*(dictionary.index(piece) for piece in pieces), dictionary.eos()])
         return Translation(text, pieces, tokens, 0.0)
 
@@ -394,8 +393,8 @@ def load_translator(
     return Translator(
         model=model,
         task=task,
-        source=subwords.load(corpus.subwords, corpus.folder, corpus.source),
-        target=subwords.load(corpus.subwords, corpus.folder, corpus.target),
+        source=load_segmenter(corpus.subwords, corpus.folder, corpus.source),
+        target=load_segmenter(corpus.subwords, corpus.folder, corpus.target),
         device=device,
         others=models,
     )

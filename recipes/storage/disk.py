@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import re
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -17,18 +18,19 @@ from thoth_core.errors import UserError
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses (full, read-only) into a UserError that names the file, or else `folder`."""
+    """Turn an error of the disk (full, read-only) into a UserError that names the file, or else `folder`."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
-        remedy = "free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and call again" if full else "correct that and call again"
         raise UserError(f"{error.filename or folder}: {error.strerror}; {remedy}") from None
 
 
 def writable(folder: Path) -> bool:
-    """Whether a file can be made in `folder`: tried, since permissions do not tell of read-only disks."""
+    """Whether a file can be made in `folder`. It is tried, since permissions say nothing about read-only disks."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -37,30 +39,43 @@ def writable(folder: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new one.
+    """Write `text` to a temporary name beside `path`, then rename: readers see the old or the new file.
 
-    What a killed process of this machine left of its own attempt is removed; others may share the folder.
+    Temporary files that killed processes of this host left are removed. Other hosts may share the folder.
     """
-    ours = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{glob.escape(ours)}*"):
-        found = re.fullmatch(r"(\d+)\.\w{8}", left.name.removeprefix(ours))
-        if found and not alive(int(found[1])):
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        match = re.fullmatch(r"(\d+)\.\w{8}", left.name.removeprefix(prefix))
+        if match and not alive(int(match[1])):
             left.unlink(missing_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{ours}{os.getpid()}.")
+    temporary = path.with_name(f"{prefix}{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Have the system put the file or folder `path` on the disk, so that a rename that follows comes after it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def alive(process: int) -> bool:
-    """Whether there is a process of that number."""
+    """Whether there is a process of that number on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -68,8 +83,3 @@ def alive(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

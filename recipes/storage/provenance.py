@@ -1,4 +1,4 @@
-"""Provenance of results: the checkout, its commit, and versions of distributions."""
+"""Provenance of results: the checkout, its commit, and the versions of packages."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Distributions whose version a score depends on.
+# Packages on whose version a score depends.
 DISTRIBUTIONS = ("thoth-seq2seq", "torch", "ve-fairseq", "sentencepiece", "sacremoses", "subword-nmt",
                  "regex", "sacrebleu", "numpy")  # fmt: skip
 
@@ -16,10 +16,10 @@ DISTRIBUTIONS = ("thoth-seq2seq", "torch", "ve-fairseq", "sentencepiece", "sacre
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` when tracked files differ from it; None outside of git."""
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             cwd=ROOT,
-            # Unpacked within another repository, this is no part of it.
+            # A copy without .git inside another repository does not belong to that repository.
             env={**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)},
             capture_output=True,
             text=True,
@@ -27,15 +27,15 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each distribution that is installed."""
-    found = {"python": platform.python_version()}
+    """The version of Python and of each package that is installed."""
+    present = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
-            found[name] = metadata.version(name)
+            present[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return present

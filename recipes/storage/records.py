@@ -53,7 +53,7 @@ class Record(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the record to `path` as indented JSON, atomically."""
-        disk.write_atomically(path, self.model_dump_json(indent=2) + "\n")
+        disk.write_atomically(path, self.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
 def _content(path: Path, remedy: str) -> bytes:

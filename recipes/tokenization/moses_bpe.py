@@ -1,4 +1,4 @@
-"""The preparation `paper`: Moses tokenisation, lower case, byte-pair encoding; what most papers report BLEU on."""
+"""Moses' tokenisation, lower case and byte-pair encoding: the preparation on which most papers report BLEU."""
 
 from collections.abc import Sequence
 
@@ -7,30 +7,29 @@ from recipes.tokenization.bpe import CONTINUED, Merges, joined
 
 
 class MosesBpe:
-    """`recipes.subwords.Subwords` of one language by Moses' rules and the merges that were learned."""
+    """A `recipes.tokenization.subwords.Segmenter` by Moses' rules and learned merges."""
 
     def __init__(self, language: str, merges: Merges, *, lowercase: bool) -> None:
         self.language = language
         self.lowercase = lowercase
         self._merges = merges
 
-    def _tokens(self, line: str) -> str:
+    def _moses_tokens(self, line: str) -> str:
         tokens = moses.tokenise(line, self.language)
         return (moses.lowercase(tokens) if self.lowercase else tokens).strip()
 
-    def pieces(self, line: str) -> list[str]:
-        return self._merges(self._tokens(line)).split()
+    def segment(self, line: str) -> list[str]:
+        return self._merges(self._moses_tokens(line)).split()
 
-    def text(self, pieces: Sequence[str]) -> str:
-        return moses.detokenise(joined(" ".join(pieces)), self.language)
+    def text(self, tokens: Sequence[str]) -> str:
+        return moses.detokenise(joined(" ".join(tokens)), self.language)
 
-    def marked(self, pieces: Sequence[str]) -> list[str]:
-        found, begins = [], True
-        for piece in pieces:
-            inside = piece.endswith(CONTINUED)
-            found.append("▁" * begins + moses.unescape(piece.removesuffix(CONTINUED)))
-            begins = not inside
-        return found
+    def marked(self, tokens: Sequence[str]) -> list[str]:
+        marked, begins_word = [], True
+        for token in tokens:
+            marked.append("▁" * begins_word + moses.unescape(token.removesuffix(CONTINUED)))
+            begins_word = not token.endswith(CONTINUED)
+        return marked
 
-    def scored(self, pieces: Sequence[str], reference: str) -> tuple[str, str]:
-        return joined(" ".join(pieces)), self._tokens(reference)
+    def scored(self, tokens: Sequence[str], reference: str) -> tuple[str, str]:
+        return joined(" ".join(tokens)), self._moses_tokens(reference)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recipes.config.schema import ModelFile
+from recipes.config.models import ModelFile
 from recipes.training import devices, fairseq_options
 from recipes.training.fairseq_options import Options
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.config import schema
+from recipes.config.models import ModelFile
 from recipes.data.prepared_corpus import Corpus
 from recipes.training import fairseq_config, fairseq_options, launcher
 from recipes.training.devices import Devices, threads_for
@@ -26,7 +26,7 @@ class Plan:
     them from a file for Hydra instead of the command line.
     """
 
-    model: schema.ModelFile
+    model: ModelFile
     corpus: Corpus
     run: Run
     options: Options
@@ -59,7 +59,7 @@ class Plan:
         """The arguments of fairseq_compat.train, data folder first."""
         alone, minutes = self.is_language_model, self.options.get("minutes")
         ours: Options = {
-            "user-dir": schema.plugin_folder(self.model),
+            "user-dir": self.model.plugin,
             "source-lang": None if alone else self.corpus.source,
             "target-lang": None if alone else self.corpus.target,
             "save-dir": self.run.checkpoints,
@@ -107,7 +107,7 @@ class Plan:
         kept = {f"--{name}": str(value) for name, value in self.options.items() if name not in ignored}
         return {
             **dict(sorted(kept.items())),
-            "user_dir": self.model.user_dir,
+            "user_dir": self.model.settings.user_dir,
             "--seed": self.seed,
             "processes": self.devices.all_processes,
             "corpus fingerprint": self.corpus.fingerprint,

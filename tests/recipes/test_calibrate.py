@@ -110,7 +110,7 @@ def test_what_is_observed_is_what_each_exit_alone_would_say(
     for source, reference in zip(trials.sources, trials.references, strict=True):
         indices = trials.translator.encode(source)[0][None]
         words = trials.translator.task.target_dictionary.encode_line(
-            " ".join(trials.translator.target.pieces(reference)), add_if_not_exist=False
+            " ".join(trials.translator.target.segment(reference)), add_if_not_exist=False
         ).long()
         previous = torch.cat([torch.tensor([2]), words[:-1]])[None]
         with torch.no_grad():

@@ -399,7 +399,7 @@ def test_translations_are_those_of_fairseqs_generator(translator: decoding.Trans
     )
     total = 0
     for sentence, translation in zip(sentences, found, strict=False):
-        line = " ".join(translator.source.pieces(sentence))
+        line = " ".join(translator.source.segment(sentence))
         tokens = task.source_dictionary.encode_line(line, add_if_not_exist=False, append_eos=True).long()
         dataset = task.build_dataset_for_inference([tokens], [tokens.numel()])
         hypothesis = task.inference_step(generator, [translator.model], dataset.collater([dataset[0]]))[0][0]
@@ -499,7 +499,7 @@ def aligner(translator: decoding.Translator) -> Iterator[Aligner]:
 
 def test_alignments_are_asked_for_and_merged(aligner: Aligner, translator: decoding.Translator) -> None:
     sentence = "bake lomi nura"
-    pieces = translator.source.pieces(sentence)
+    pieces = translator.source.segment(sentence)
     eos = torch.tensor([translator.task.target_dictionary.eos()])
     tokens = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
     translation = decoding.Translation(sentence, pieces, tokens, 0.0)

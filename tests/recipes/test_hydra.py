@@ -11,7 +11,7 @@ import yaml
 
 from fairseq_compat import checkpoints
 from recipes.cli import train
-from recipes.config import schema
+from recipes.config.models import load_model
 from recipes.training import fairseq_config
 from recipes.training.run import Run
 from tests.recipes.test_train import assert_same_training
@@ -112,7 +112,7 @@ def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, t
 def test_the_file_holds_the_given_options_and_little_else(data: Path, tmp_path: Path) -> None:
     planned = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
     found = yaml.safe_load(planned.configuration())
-    train_block = schema.load_model("pervasive_small").train
+    train_block = load_model("pervasive_small").settings.train
     assert found["model"] == {"_name": "pervasive_small"}
     assert found["optimization"]["lr"] == [train_block["lr"]]
     assert "lr" not in found["optimizer"]  # it follows optimization.lr

@@ -356,6 +356,7 @@ def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
     from fairseq.data import Dictionary
     from fairseq.data.data_utils import load_indexed_dataset
 
+    from recipes.storage.corpus_record import CorpusRecord
     from recipes.tokenization import subwords
 
     first, second, file = SHARED[name]
@@ -370,7 +371,7 @@ def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
     second = [*second, "--name", "more", "--subwords-of", "toy"]
     done = prepare(work, *second)
     assert done.returncode == 0, done.stderr
-    assert "taking the sub-words of data/toy\n" in done.stdout
+    assert "using the sub-word models of data/toy\n" in done.stdout
     old, new = work / "data/toy", work / "data/more"
     descriptions = [json.loads((folder / "corpus.json").read_text(encoding="utf-8")) for folder in (old, new)]
     assert descriptions[1]["subwords"] == descriptions[0]["subwords"] | {"of": "toy"}
@@ -379,10 +380,11 @@ def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
     for path in (path.relative_to(old) for path in old.rglob("*")):
         if path.name.startswith(("dict.", "sentencepiece.", "bpe.")):
             assert (new / path).read_bytes() == (old / path).read_bytes(), path
+    record = CorpusRecord.read(old / "corpus.json", remedy="")
     for language in ("de", "en"):
-        known = subwords.load(descriptions[0]["subwords"], old, language)
+        known = subwords.load_segmenter(record.subwords, old, language)
         pieces = read(new / f"pieces/train.{language}")
-        assert pieces == [" ".join(known.pieces(line)) for line in read(new / f"text/train.{language}")]
+        assert pieces == [" ".join(known.segment(line)) for line in read(new / f"text/train.{language}")]
         dictionary = Dictionary.load(str(old / f"bin/dict.{language}.txt"))
         binary = load_indexed_dataset(str(new / f"bin/train.de-en.{language}"), dictionary)
         kept = [
@@ -395,7 +397,7 @@ def test_sub_words_of_another_corpus(work: Path, name: str) -> None:
     assert swapped.stderr.startswith("error: --subwords-of toy: has the languages de and en, but ")
     (work / "other.yaml").write_text(PAPER if "paper" not in name else SHARED["of each language"][2])
     other = prepare(work, "other.yaml", "--name", "more", "--subwords-of", "toy")
-    assert "name a corpus prepared alike" in other.stderr
+    assert "name a corpus with the same preparation" in other.stderr
     smaller = ["--operations", "60"] if "paper" in name else ["--vocab-size", "48"]
     assert prepare(work, *first, "--force", *smaller).returncode == 0
     assert "was prepared from other text or with other settings" in prepare(work, *second).stderr
@@ -506,7 +508,7 @@ def test_what_a_killed_rebuild_left_beside_a_complete_corpus_is_removed(work: Pa
 
 @pytest.mark.parametrize("damage", ["bin/train.de-en.en.bin", "text/test.de", "sentencepiece.model"])
 def test_a_damaged_corpus_is_not_up_to_date(work: Path, prepared: Path, damage: str) -> None:
-    """It is built anew, which fails here and leaves everything as it was."""
+    """It is built again, which fails here and leaves everything as it was."""
     subprocess.run(["cp", "-r", str(prepared / "data"), str(work / "data")], check=True)
     (work / "data" / "toy" / damage).write_bytes(b"")
     broken = break_preprocess(work)
@@ -520,7 +522,7 @@ def test_a_held_lock_is_waited_for(work: Path) -> None:
     with (work / "data" / ".toy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = start(work)
-        await_line(process, "waiting for another process")
+        await_line(process, "waiting: another process prepares")
         assert process.poll() is None
         assert os.listdir(work / "data") == [".toy.lock"]
         kill(process, children=True)
@@ -597,7 +599,13 @@ def linked(work: Path) -> None:
 
 def other_corpus(work: Path) -> None:
     (work / "data/toy").mkdir(parents=True)
-    (work / "data/toy/corpus.json").write_text('{"fingerprint": "of something else", "files": {}}')
+    record = {
+        "name": "toy", "source": "de", "target": "en", "fingerprint": "of something else",
+        "splits": {}, "tests": {}, "leaks": {}, "versions": {}, "files": {},
+        "subwords": {"kind": "sentencepiece", "model": "bpe", "joint": True, "vocab_size": 9,
+                     "models": {"de": "x.model", "en": "x.model"}},
+    }  # fmt: skip
+    (work / "data/toy/corpus.json").write_text(json.dumps(record))
 
 
 def data_set(work: Path) -> None:
@@ -611,7 +619,7 @@ CORPUS = "description: mine\nsource: de\ntarget: en\nreader: files\nsubwords: {v
 WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "unknown corpus": (nothing, ["multi31k"], ["unknown corpus 'multi31k'", "multi30k.de-en"]),
     "missing corpus file": (nothing, ["mine.yaml"], ["mine.yaml: no such corpus file", "give"]),
-    "broken corpus file": (yaml("a: [\n"), ["mine.yaml"], ["mine.yaml, line 2: is not valid YAML", "mend"]),
+    "broken corpus file": (yaml("a: [\n"), ["mine.yaml"], ["mine.yaml, line 2: is not valid YAML", "correct"]),
     "unknown key": (
         yaml(CORPUS + "claen: {}\n"),
         ["mine.yaml"],
@@ -646,7 +654,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "absent language": (
         nothing,
         [*TEXT, "--source", "fr"],
-        ["text/train.fr: no such file", "holds dev.de, dev.en"],
+        ["text/train.fr: no such file", "contains dev.de, dev.en"],
     ),
     "missing folder": (nothing, [*FILES, "--from", "txt"], ["--from txt: no such folder", "give the folder"]),
     "file for a folder": (
@@ -658,12 +666,12 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "missing file": (
         lambda w: (w / "text/dev.en").unlink(),
         TEXT,
-        ["text/dev.en: no such file", "text holds dev.de"],
+        ["text/dev.en: no such file", "text contains dev.de"],
     ),
     "missing table": (
         nothing,
         [*TEXT, "--train", "a.tsv"],
-        ["text/a.tsv: no such file", "text holds dev.de"],
+        ["text/a.tsv: no such file", "text contains dev.de"],
     ),
     "plain and packed": (
         change("text/dev.en.gz", b""),
@@ -711,28 +719,28 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "same text": (
         lambda w: (w / "text/train.en").write_bytes((w / "text/train.de").read_bytes()),
         TEXT,
-        ["text/train.de and text/train.en: hold the same text", "give two languages"],
+        ["text/train.de and text/train.en: contain the same text", "give two languages"],
     ),
-    "swapped": (swap, TEXT, ["text/train.de: is said to be 'de' but looks like en", "--no-language-check"]),
+    "swapped": (swap, TEXT, ["text/train.de: should be 'de' but looks like en", "--no-language-check"]),
     "another script": (
         lambda w: [(w / f"text/{s}.de").rename(w / f"text/{s}.ru") for s in ("train", "dev", "test")],
         [*TEXT, "--source", "ru"],
-        ["text/train.ru: is said to be 'ru' but looks like Latin letters", "--no-language-check"],
+        ["text/train.ru: should be 'ru' but looks like Latin letters", "--no-language-check"],
     ),
     "empty test line": (
         mapped("text/test.en", lambda b: b"\n" + b.split(b"\n", 1)[1]),
         TEXT,
-        ["text/test.en, sentence 1: is empty", "mend it in both languages"],
+        ["text/test.en, sentence 1: is empty", "correct it in both languages"],
     ),
     "everything dropped": (
         nothing,
         [*TEXT, "--max-length", "1"],
-        ["text/train.de: cleaning leaves no", "mend it or"],
+        ["text/train.de: cleaning leaves no", "correct the text or"],
     ),
     "ragged TSV": (
         change("text/a.tsv", b"a\tb\nc\n"),
         [*TEXT, "--train", "a.tsv"],
-        ["text/a.tsv, line 2: has 1 columns where line 1 has 2", "mend"],
+        ["text/a.tsv, line 2: has 1 columns where line 1 has 2", "correct that line"],
     ),
     "broken JSON": (
         change("text/a.jsonl", b'{"de": "a", "en": "b"}\n{"de": "c"'),
@@ -753,7 +761,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "no data set": (
         lambda w: (w / "set").mkdir(),
         ["multi30k.de-en", "--from", "set"],
-        ["--from set: holds neither train.de", ".parquet, .jsonl", "the folder set is empty"],
+        ["--from set: contains neither train.de", ".parquet, .jsonl", "the folder set is empty"],
     ),
     "hub without network": (
         nothing,
@@ -789,7 +797,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "preparation": (
         yaml(CORPUS + "preparation: moses\n"),
         ["mine.yaml"],
-        ["mine.yaml: 'preparation' must be one of sentencepiece, paper, but is moses"],
+        ["mine.yaml: 'preparation' must be one of sentencepiece, moses-bpe, but is moses"],
     ),
     "paper: key of the other": (
         yaml(CORPUS + "preparation: paper\n"),
@@ -800,7 +808,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         yaml(PAPER),
         ["mine.yaml", "--vocab-size", "100"],
         [
-            "--vocab-size: the preparation 'paper' has no 'subwords.vocab_size' but lowercase, op",
+            "--vocab-size: the preparation 'moses-bpe' has no 'subwords.vocab_size' but lowercase, op",
             "leave the option out",
         ],
     ),
@@ -827,12 +835,12 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "paper: empty line": (
         lambda w: (yaml(PAPER)(w), mapped("text/dev.en", blank_first)(w)),
         ["mine.yaml"],
-        ["text/dev.en, sentence 1: is empty", "mend it in both languages"],
+        ["text/dev.en, sentence 1: is empty", "correct it in both languages"],
     ),
     "paper: all dropped": (
         yaml(PAPER),
         ["mine.yaml", "--max-length", "1"],
-        ["text/train.de: cleaning leaves no training pair (empty 2, too long 205)", "mend it or the limits"],
+        ["text/train.de: cleaning leaves no training pair (empty 2, too long 205)", "correct the text or the limits"],
     ),
     "paper: words of one letter": (
         lambda w: (yaml(PAPER)(w), one_letter(w)),
@@ -862,7 +870,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "generator exhausted": (
         yaml(CORPUS.replace("files", "quickstart") + "quickstart: {train: 9000000}\n"),
         ["mine.yaml"],
-        ["mine.yaml: the quickstart corpus has at most", "mend the sizes"],
+        ["mine.yaml: the quickstart corpus has at most", "change the sizes"],
     ),
     "sub-words of nothing": (
         nothing,
@@ -872,26 +880,26 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "sub-words taken and learned": (
         nothing,
         [*TEXT, "--subwords-of", "toy"],
-        ["--vocab-size: --subwords-of learns no sub-words; leave one of them out"],
+        ["--vocab-size: --subwords-of learns no sub-word models; leave one of them out"],
     ),
     "foreign folder": (
         foreign,
         [*TEXT, "--force"],
-        ["data/toy: exists and is no prepared corpus", "choose another"],
+        ["data/toy: exists and is not a prepared corpus", "choose another"],
     ),
     "other corpus": (other_corpus, TEXT, ["data/toy: was prepared from other text", "--force", "--name"]),
     "other corpus with files of the user's": (
         with_notes,
         [*TEXT, "--force"],
-        ["data/toy: holds other things than a preparation writes (raw/train.de)", "move them away"],
+        ["data/toy: contains unexpected files (raw/train.de)", "move them away"],
     ),
     "a link to another corpus": (linked, [*TEXT, "--force"], ["data/toy: is a link", "remove it, or build where"]),
     "a name that is a path": (nothing, [*TEXT, "--name", "toy.yaml"], ["--name 'toy.yaml'", "leave the ending out"]),
-    "columns of no table": (nothing, [*TEXT, "--columns", "a,b"], ["--columns: is of tables", "leave it out"]),
+    "columns of no table": (nothing, [*TEXT, "--columns", "a,b"], ["--columns: is for tables", "leave it out"]),
     "a sum of no archive": (
         nothing,
         ["iwslt14.de-en", *TEXT[5:], "--sha256", "0" * 64],
-        ["--sha256: is of an archive", "leave it out"],
+        ["--sha256: is for an archive", "leave it out"],
     ),
     "a validation set that is taken": (nothing, ["iwslt14.de-en", *TEXT[5:]], ["--valid: iwslt14.de-en takes its"]),
     "data is a file": (change("data", b""), TEXT, ["data", "--data"]),

@@ -1,4 +1,4 @@
-"""recipes/data/cleaning.py: what is normalised and what is dropped."""
+"""What is normalised in a line, and which pairs are dropped."""
 
 import unicodedata
 from collections import Counter
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.cleaning import REASONS, Limits, clean_pairs, normalise
+from recipes.data.cleaning import REASONS, Limits, clean_pairs
+from recipes.tokenization.normalisation import normalise
 
 LONG = "one two three four five"
 

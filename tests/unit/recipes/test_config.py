@@ -1,11 +1,13 @@
-"""recipes/config/schema.py: corpus and model files are checked key by key, and the shipped ones are right."""
+"""recipes/config: corpus and model files are checked key by key, and the shipped ones are right."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from recipes.config.schema import RECIPES, load_corpus, load_model
+from recipes.config.corpora import Bpe, Clean, Sentencepiece, load_corpus
+from recipes.config.models import load_model
+from recipes.config.schema import RECIPES
 from thoth_core.errors import UserError
 
 CORPUS = "description: toy\nsource: de\ntarget: en\nreader: files\nsubwords: {vocab_size: 100}\n"
@@ -21,46 +23,46 @@ def written(folder: Path, content: str | bytes) -> str:
 @pytest.mark.parametrize("path", sorted((RECIPES / "corpora").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_corpora(path: Path) -> None:
     assert load_corpus(path.stem) == load_corpus(str(path))
-    assert load_corpus(path.stem)[1]["description"]
+    assert load_corpus(path.stem)[1].description
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_models(path: Path) -> None:
     model = load_model(path.stem)
     assert (model.name, model.path) == (path.stem, path)
-    assert model.description
-    assert model.train["arch"]
+    assert model.settings.description
+    assert model.settings.train["arch"]
 
 
 def test_corpus_defaults(tmp_path: Path) -> None:
     path, corpus = load_corpus(written(tmp_path, CORPUS))
     assert path == tmp_path / "mine.yaml"
-    assert corpus["subwords"] == {
-        "vocab_size": 100,
-        "joint": True,
-        "model": "bpe",
-        "character_coverage": 1.0,
-        "split_digits": False,
-    }
-    assert corpus["clean"]["duplicates"] == "drop"
+    assert corpus.subwords == Sentencepiece(
+        vocab_size=100, joint=True, model="bpe", character_coverage=1.0, split_digits=False
+    )
+    assert corpus.clean.duplicates == "drop"
 
 
 def test_a_corpus_like_one_of_another_preparation() -> None:
     """It has the other's text, and of its settings of sub-words and cleaning none, which have other keys."""
     _, plain = load_corpus("iwslt14.de-en")
     _, paper = load_corpus("iwslt14.de-en.paper")
-    changed = {key for key in plain if plain[key] != paper[key]}
+    changed = {key for key in type(plain).model_fields if getattr(plain, key) != getattr(paper, key)}
     assert changed == {"description", "preparation", "subwords", "clean"}
-    assert paper["subwords"] == {
-        "lowercase": True,
-        "operations": 10_000,
-        "joint": True,
-        "dictionary": "joined",
-        "vocabulary_threshold": None,
-    }
-    assert (paper["clean"]["max_length"], paper["clean"]["max_ratio"]) == (175, 1.5)
+    assert paper.subwords == Bpe(
+        lowercase=True, operations=10_000, joint=True, dictionary="joined", vocabulary_threshold=None
+    )
+    assert (paper.clean.max_length, paper.clean.max_ratio) == (175, 1.5)
     _, reverse = load_corpus("iwslt14.en-de.paper")
-    assert (reverse["source"], reverse["subwords"]) == ("en", paper["subwords"])
+    assert (reverse.source, reverse.subwords) == ("en", paper.subwords)
+
+
+def test_the_former_name_of_a_preparation(tmp_path: Path) -> None:
+    """Corpus files of users may have it, and `like` compares the two names as one."""
+    former = written(tmp_path, CORPUS.replace("vocab_size: 100", "operations: 70") + "preparation: paper\n")
+    assert load_corpus(former)[1].preparation == "moses-bpe"
+    (tmp_path / "like.yaml").write_text(f"like: {former}\npreparation: moses-bpe\n")
+    assert load_corpus(str(tmp_path / "like.yaml"))[1].subwords == Bpe(operations=70)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +80,15 @@ def test_a_corpus_like_one_of_another_preparation() -> None:
         (CORPUS.replace("100", "'100'"), "'subwords.vocab_size' must be a whole number from 10"),
         (CORPUS.replace("100", "1e4"), "'subwords.vocab_size' must be a whole number"),
         (CORPUS.replace("100", "true"), "'subwords.vocab_size' must be a whole number"),
-        (CORPUS.replace("{vocab_size: 100}", "100"), "'subwords' must be a block of keys, but is 100"),
+        (CORPUS.replace("{vocab_size: 100}", "100"), "'subwords' must be a block with the keys vocab_size, joint,"),
         (CORPUS + "clean: {max_ratio: .nan}\n", "'clean.max_ratio' must be a number or null"),
         (CORPUS + "clean: {duplicates: [drop]}\n", "'clean.duplicates' must be one of drop, keep, but"),
         (CORPUS + "files: {train: ' '}\n", "'files.train' must be a prefix or file, but is ' '"),
-        (CORPUS + "source: fr\n", "line 6: is not valid YAML (key 'source' stands twice); mend that line"),
+        (CORPUS + "source: fr\n", "line 6: is not valid YAML (key 'source' stands twice); correct that line"),
         (CORPUS + "clean: {\n", "line 7: is not valid YAML"),
         (CORPUS + "\tclean: 1\n", "line 6: is not valid YAML"),
-        ("just text", "must hold keys and values"),
-        ("", "must hold keys and values"),
+        ("just text", "must contain keys and values"),
+        ("", "must contain keys and values"),
         ("description: schön".encode("latin-1"), "is not UTF-8 text; save it as UTF-8"),
         (b"description: a\0b", "is not valid YAML"),
     ],
@@ -107,12 +109,14 @@ def test_a_corpus_like_another(tmp_path: Path) -> None:
     (tmp_path / "far.yaml").write_text(f"like: {tmp_path / 'back.yaml'}\nsubwords: {{joint: false}}\n")
     path, corpus = load_corpus(str(tmp_path / "far.yaml"))
     assert path.stem == "far"
-    assert (corpus["source"], corpus["target"], corpus["description"]) == ("en", "de", "toy")
-    assert (corpus["clean"]["max_length"], corpus["clean"]["unit"]) == (7, "characters")
-    assert (corpus["subwords"]["vocab_size"], corpus["subwords"]["joint"]) == (100, False)
-    assert load_corpus(base)[1]["clean"]["max_length"] == 5
+    assert (corpus.source, corpus.target, corpus.description) == ("en", "de", "toy")
+    assert isinstance(corpus.clean, Clean)
+    assert (corpus.clean.max_length, corpus.clean.unit) == (7, "characters")
+    assert isinstance(corpus.subwords, Sentencepiece)
+    assert (corpus.subwords.vocab_size, corpus.subwords.joint) == (100, False)
+    assert load_corpus(base)[1].clean.max_length == 5
     (tmp_path / "beside.yaml").write_text("like: back.yaml\n")  # a path is looked for from the file that names it
-    assert load_corpus(str(tmp_path / "beside.yaml"))[1]["clean"]["max_length"] == 7
+    assert load_corpus(str(tmp_path / "beside.yaml"))[1].clean.max_length == 7
 
 
 @pytest.mark.parametrize("kind", ["corpus", "model"])
@@ -128,7 +132,7 @@ def test_unknown_names_are_answered_with_the_known_ones(kind: str, name: str) ->
 def test_model_options_and_overrides(tmp_path: Path) -> None:
     content = MODEL + "generate: {beam: 5}\ncorpora: {toy: {train: {lr: 2, dropout: 0.3}}}\n"
     model = load_model(written(tmp_path, content))
-    assert model.user_dir == "attn2d"
+    assert model.settings.user_dir == "attn2d"
     assert model.options("train", "other") == {
         "arch": "pervasive",
         "lr": "1e-3",
@@ -151,8 +155,11 @@ def test_model_options_and_overrides(tmp_path: Path) -> None:
         ),
         (MODEL + "generate: 5\n", "'generate' must be a block of options"),
         (MODEL + "corpora: {toy: {lr: 1}}\n", "unknown key 'corpora.toy.lr'; valid keys: train, generate"),
-        (MODEL + "corpora: {toy: 1}\n", "'corpora.toy' must be a block with train or generate, but is 1"),
-        (MODEL + "corpora: {toy: {train: 1}}\n", "'corpora.toy.train' must be a block of options, but is 1"),
+        (MODEL + "corpora: {toy: 1}\n", "'corpora.toy' must be a block with the keys train, generate, but is 1"),
+        (
+            MODEL + "corpora: {toy: {train: 1}}\n",
+            "'corpora.toy.train' must be a block of options without dashes",
+        ),
         (MODEL + "trian: {}\n", "unknown key 'trian' (did you mean 'train'?)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""recipes.folders: a folder is the old one or the new one, whenever a process is killed."""
+"""Folders replaced as a whole: a folder is the old one or the new one, whenever a process is killed."""
 
 import os
 import re
@@ -26,7 +26,11 @@ def test_a_place_that_cannot_be_replaced_is_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.chdir(tmp_path / "real")
-    for output, what in ((Path("."), "the working folder"), (tmp_path / "link", "a link"), (Path("/"), "a disk")):
+    for output, what in (
+        (Path("."), "the working folder"),
+        (tmp_path / "link", "a link"),
+        (Path("/"), "a mount point"),
+    ):
         with pytest.raises(UserError, match=f"{output}: is {what}.*give another folder with --output"):
             folders.make_ready(output, re.compile(".*"))
     folders.make_ready(tmp_path / "new", re.compile(".*"))

@@ -1,4 +1,4 @@
-"""recipes/languages.py: swapped and mislabelled text is seen; nothing is said where nothing is certain."""
+"""The language check: swapped and mislabelled text is seen; nothing is said where nothing is certain."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""BPE against subword-nmt's command line, and plain text to pieces and back by moses_bpe."""
+"""BPE against subword-nmt's command line, and plain text to tokens and back by Moses and BPE."""
 
 import random
 import subprocess
@@ -41,7 +41,7 @@ def codes(train: list[str]) -> str:
     return bpe.learn(train, 60)
 
 
-def test_codes_and_pieces_are_those_of_the_command_line(train: list[str], codes: str, tmp_path: Path) -> None:
+def test_codes_and_tokens_are_those_of_the_command_line(train: list[str], codes: str, tmp_path: Path) -> None:
     assert subword_nmt(tmp_path, "learn_bpe", "-s", "60", text=train) == codes
     (tmp_path / "codes").write_text(codes, encoding="utf-8")
     unseen = [*lines(2, 100), " around ", "Ünseen öäü", ""]
@@ -65,10 +65,10 @@ def test_vocabulary_and_threshold_are_those_of_the_command_line(train: list[str]
     assert ours != plain
 
 
-def test_a_text_with_fewer_merges_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_with_fewer_merges_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert bpe.learn(["ab ab cd"], 50) == "#version: 0.2\na b</w>\n"
-    told = capsys.readouterr().err
-    assert told == "warning: subwords.operations 50: the training text has 1 pairs to merge that occur twice\n"
+    printed = capsys.readouterr().err
+    assert printed == "warning: subwords.operations 50: the training text has only 1 pairs that occur twice\n"
 
 
 @pytest.mark.parametrize("text", [[], ["a b c", "d"]])
@@ -83,7 +83,7 @@ def test_joined() -> None:
     assert bpe.joined("") == ""
 
 
-# --- plain text to pieces and back ------------------------------------------------------------------------
+# --- plain text to tokens and back --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -91,16 +91,16 @@ def english() -> MosesBpe:
     return MosesBpe("en", bpe.Merges(bpe.learn(["dogs dogs dogs do do &apos;s &apos;s"], 20)), lowercase=True)
 
 
-def test_text_to_pieces_and_back(english: MosesBpe) -> None:
-    pieces = english.pieces("The Dog's do, DOGS!")
-    assert pieces == ["t@@", "h@@", "e", "d@@", "o@@", "g", "&apos;s", "do", ",", "dogs", "!"]
-    assert english.text(pieces) == "the dog's do, dogs!"
-    assert english.marked(pieces) == ["▁t", "h", "e", "▁d", "o", "g", "▁'s", "▁do", "▁,", "▁dogs", "▁!"]
-    assert english.scored(pieces, "The dog's DO.") == ("the dog &apos;s do , dogs !", "the dog &apos;s do .")
-    assert english.pieces(" ") == english.marked([]) == []
+def test_text_to_tokens_and_back(english: MosesBpe) -> None:
+    tokens = english.segment("The Dog's do, DOGS!")
+    assert tokens == ["t@@", "h@@", "e", "d@@", "o@@", "g", "&apos;s", "do", ",", "dogs", "!"]
+    assert english.text(tokens) == "the dog's do, dogs!"
+    assert english.marked(tokens) == ["▁t", "h", "e", "▁d", "o", "g", "▁'s", "▁do", "▁,", "▁dogs", "▁!"]
+    assert english.scored(tokens, "The dog's DO.") == ("the dog &apos;s do , dogs !", "the dog &apos;s do .")
+    assert english.segment(" ") == english.marked([]) == []
     assert english.text([]) == ""
 
 
 def test_case_can_be_kept(english: MosesBpe) -> None:
     cased = MosesBpe("en", english._merges, lowercase=False)
-    assert cased.text(cased.pieces("The Dog's do.")) == "The Dog's do."
+    assert cased.text(cased.segment("The Dog's do.")) == "The Dog's do."

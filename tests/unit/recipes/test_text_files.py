@@ -1,4 +1,4 @@
-"""recipes/corpus_files.py: every format gives the same pairs; what is broken is named by file and line."""
+"""Readers of text files and data sets: every format gives the same pairs; what is broken is named by file and line."""
 
 import gzip
 import json
@@ -8,7 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from recipes.data.text_files import HUGE_LINE, is_table, read_hub, read_lines, read_prefix, read_table
+from recipes.config.corpora import Hub
+from recipes.data.hub import read_hub
+from recipes.data.pairs import HUGE_LINE
+from recipes.data.text_files import is_table, read_lines, read_prefix, read_table
 from thoth_core.errors import UserError
 
 GERMAN = ["Ein Hund läuft.", "Zwei\u2028Katzen", 'Sie sagt: "ja"']
@@ -90,14 +93,15 @@ def test_data_set_on_this_machine(tmp_path: Path, kind: str, monkeypatch: pytest
             (tmp_path / "data").mkdir(exist_ok=True)
             table = pyarrow.Table.from_pylist(NESTED if kind == "nested" else RECORDS)
             pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    options = {"configuration": None, "train": "train", "valid": "validation", "test": ["test", "train"]}
-    found = read_hub(tmp_path, options | {"columns": COLUMNS})
-    assert {split: len(parts) for split, parts in found.items()} == {"train": 1, "valid": 1, "test": 2}
-    assert all(part.source == GERMAN and part.target == ENGLISH for parts in found.values() for part in parts)
+    options = Hub(test=["test", "train"])
+    splits = read_hub(tmp_path, options, COLUMNS)
+    assert {split: len(parts) for split, parts in splits.items()} == {"train": 1, "valid": 1, "test": 2}
+    assert all(part.source == GERMAN and part.target == ENGLISH for parts in splits.values() for part in parts)
+    assert read_hub(tmp_path, Hub(valid="dev"), COLUMNS, valid=False)["valid"] == []
     with pytest.raises(UserError, match=r"has no split dev but train, validation, test.*hub\.valid"):
-        read_hub(tmp_path, options | {"columns": COLUMNS, "valid": "dev"})
+        read_hub(tmp_path, Hub(valid="dev"), COLUMNS)
     with pytest.raises(UserError, match=r"has no columns fr and en.*--columns"):
-        read_hub(tmp_path, options | {"columns": ["fr", "en"]})
+        read_hub(tmp_path, options, ["fr", "en"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""recipes/wit3.py and the corpora read by it: counts, talks, every kind of archive, and what is refused."""
+"""Corpora in WIT3's formats: counts, documents, every kind of archive, and what is refused."""
 
-import argparse
 import hashlib
 import http.server
 import io
@@ -15,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from recipes.cli.prepare import clean, parse, prepare, settings_of
-from recipes.config import schema
+from recipes.cli.prepare import parse, preparation
+from recipes.config.corpora import load_corpus
+from recipes.config.schema import RECIPES
 from recipes.data import sources
-from recipes.data.wit3 import train_talks, xml_talks
+from recipes.data.splits import clean
+from recipes.data.wit3 import train_documents, xml_documents
 from thoth_core.errors import UserError
 
 CORPUS = """\
@@ -101,9 +102,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(*arguments: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What prepare.sh with these arguments reads."""
-    options = parse([*arguments])
-    _, path, settings = settings_of(options)
-    return sources.read(sources.locate(options, path, settings), path, settings)
+    request = preparation(parse([*arguments])).request
+    return sources.read(sources.locate(request), request)
+
+
+def prepare(arguments: list[str]) -> None:
+    preparation(parse(arguments)).run()
 
 
 def lines(path: Path) -> list[str]:
@@ -130,10 +134,10 @@ def test_splits_documents_and_test_sets(work: Path, capsys: pytest.CaptureFixtur
     assert raw["test"].documents == [str(talk) for talk in (50, 51, 60, 61) for _ in range(5)]
     assert raw["test1"].target == [sentence("en", talk, n) for talk in (70, 71) for n in range(1, 6)]
     assert capsys.readouterr().out.splitlines() == [
-        "train.tags.de-en: 4 talks, 128 sentence pairs",
-        "TED.dev2010.de-en: 2 talks, 10 sentence pairs",
-        "TEDX.dev2012.de-en: 2 talks, 10 sentence pairs",
-        "TED.tst2010.de-en: 2 talks, 10 sentence pairs",
+        "train.tags.de-en: 4 documents, 128 sentence pairs",
+        "TED.dev2010.de-en: 2 documents, 10 sentence pairs",
+        "TEDX.dev2012.de-en: 2 documents, 10 sentence pairs",
+        "TED.tst2010.de-en: 2 documents, 10 sentence pairs",
     ]
 
 
@@ -198,7 +202,7 @@ def test_a_copy_of_a_hub_data_set(work: Path) -> None:
 
 
 def test_texts_are_what_they_say() -> None:
-    talks = train_talks(
+    talks = train_documents(
         b'<doc docid="1" genre="lectures">\r\n<url>u</url>\n<talkid> 7 </talkid>\n<title>T <i>t</i></title>\n'
         b'<reviewer href="http://x">R</reviewer>\n<translator></translator>\n<transcript>\n'
         b"  A & B &amp; C < D \n<em>E</em> f\nG <b>g</b>\n\n</transcript>\n</doc>\n",
@@ -208,7 +212,7 @@ def test_texts_are_what_they_say() -> None:
         ("7", ["T <i>t</i>", "A & B &amp; C < D", "<em>E</em> f", "G <b>g</b>", ""])
     ]
     content = xml("de", 3).replace("Satz 1 aus", "A &amp; B &lt;em&gt; \n &#228;")
-    talks = xml_talks(content.encode(), "f")
+    talks = xml_documents(content.encode(), "f")
     assert talks[0].sentences[:2] == ["A & B <em> ä Vortrag 3.", "Satz 2 aus Vortrag 3."]
     assert [(talk.name, talk.line, len(talk.sentences)) for talk in talks] == [("3", 4, 5), ("4", 14, 5)]
 
@@ -271,38 +275,36 @@ def test_validation_from_the_training_text_of_any_reader(work: Path, every: int)
         f"valid: {{every: {every}}}\nsubwords: {{vocab_size: 60}}\n"
     )
     raw, _ = read("plain.yaml")
-    splits, _, documents, counts = clean(raw, settings_of(parse(["plain.yaml"]))[2])
+    splits = clean(raw, preparation(parse(["plain.yaml"])).request.settings)
     kept = [(sentence("de", 1, number), sentence("en", 1, number)) for number in range(1, 40) if number % 10]
-    assert splits["valid"] == [pair for number, pair in enumerate(kept, 1) if number % every == 0]
-    assert splits["train"] == [pair for number, pair in enumerate(kept, 1) if number % every]
-    assert list(splits) == list(counts) == ["train", "valid", "test"]
-    assert documents == {}
+    assert splits.text["valid"] == [pair for number, pair in enumerate(kept, 1) if number % every == 0]
+    assert splits.text["train"] == [pair for number, pair in enumerate(kept, 1) if number % every]
+    assert list(splits.text) == list(splits.counts) == ["train", "valid", "test"]
+    assert splits.documents == {}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in schema.RECIPES.glob("corpora/iwslt*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("corpora/iwslt*.yaml")))
 def test_shipped_corpora(name: str, tmp_path: Path) -> None:
     """Both directions of a pair read the same files, which a release has, and only a pinned archive is downloaded."""
-    path, corpus = schema.load_corpus(name)
+    path, corpus = load_corpus(name)
     campaign, pair, *preparation = name.split(".")
     source, target = pair.split("-")
-    assert (corpus["source"], corpus["target"]) == (source, target)
-    _, back = schema.load_corpus(".".join([campaign, f"{target}-{source}", *preparation]))
+    assert corpus.languages == (source, target)
+    _, back = load_corpus(".".join([campaign, f"{target}-{source}", *preparation]))
     for key in ("wit3", "hub", "valid", "subwords", "clean"):
-        assert back[key] == corpus[key]
+        assert getattr(back, key) == getattr(corpus, key)
     years = {"iwslt14": "IWSLT14", "iwslt15": "IWSLT15", "iwslt17": "IWSLT17"}[campaign]
-    sets = [part for text in (corpus["wit3"]["valid"], *corpus["wit3"]["test"]) if text for part in text.split(" + ")]
+    sets = [part for text in (corpus.wit3.valid, *corpus.wit3.test) if text for part in text.split(" + ")]
     assert all(part.startswith(f"{years}.TED") for part in sets)
-    options = argparse.Namespace(
-        **dict.fromkeys(("origin", "sha256", "columns", "train", "valid", "test")), data=tmp_path / "data"
-    )
-    if corpus["wit3"]["sha256"]:
-        found = sources.locate(options, path, corpus)
-        assert found.url is not None
-        assert found.url.endswith(f"/{corpus['wit3']['pair']}.tgz")
-        assert found.identities == [f"archive {corpus['wit3']['sha256']}"]
+    request = sources.Request(path, corpus, tmp_path / "data")
+    if corpus.wit3.sha256:
+        located = sources.locate(request)
+        assert located.url is not None
+        assert located.url.endswith(f"/{corpus.wit3.pair}.tgz")
+        assert located.identities == [f"archive {corpus.wit3.sha256}"]
     else:
-        with pytest.raises(UserError, match=r"no SHA-256 is known to check a download by|has no 'wit3.url'"):
-            sources.locate(options, path, corpus)
+        with pytest.raises(UserError, match=r"no SHA-256 is known to check a download with|has no 'wit3.url'"):
+            sources.locate(request)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -316,55 +318,60 @@ BOMB = (
 
 # name: (file, text in it, what stands there instead (None: the file is missing), what the line must hold)
 BROKEN: dict[str, tuple[str, str, str | None, list[str]]] = {
-    "no training text": (TRAIN_DE, "", None, ["de-en.tgz: holds no train.tags.de-en.de", "complete archive"]),
-    "no set": (DEV_EN, "", None, ["de-en.tgz: holds no TED.dev2010.de-en.en.xml", "complete archive"]),
-    "unknown tag": (TRAIN_DE, "Satz 2 aus", "<date>2", [f"/{TRAIN_DE}, line 8: stray <date>", "mend that line"]),
-    "unclosed tag": (TRAIN_DE, "Vortrag 1.</title>", "", [f"/{TRAIN_DE}, line 5: stray <title>", "mend that line"]),
+    "no training text": (TRAIN_DE, "", None, ["de-en.tgz: contains no train.tags.de-en.de", "complete archive"]),
+    "no set": (DEV_EN, "", None, ["de-en.tgz: contains no TED.dev2010.de-en.en.xml", "complete archive"]),
+    "unknown tag": (TRAIN_DE, "Satz 2 aus", "<date>2", [f"/{TRAIN_DE}, line 8: stray <date>", "correct that line"]),
+    "unclosed tag": (TRAIN_DE, "Vortrag 1.</title>", "", [f"/{TRAIN_DE}, line 5: stray <title>", "correct that line"]),
     "tag in a sentence": (TRAIN_EN, "Sentence 1 of talk 1.", "x <url>y</url>",
                           [f"/{TRAIN_EN}, line 7: stray <url>", "a line of its own"]),
     "closing tag": (TRAIN_EN, "Sentence 1 of talk 1.", "</description>",
                     [f"/{TRAIN_EN}, line 7: stray </description>"]),
     "segment in the training text": (TRAIN_EN, "Sentence 1 of talk 1.", '<seg id="1">x</seg>',
                                      [f'/{TRAIN_EN}, line 7: stray <seg id="1">']),
-    "no talk's id": (TRAIN_DE, "<talkid>20</talkid>\n", "", [f"/{TRAIN_DE}, line 37: a talk without <talkid>", "add"]),
-    "odd talk's id": (TRAIN_DE, "<talkid>20<", "<talkid>2 0<", [f"/{TRAIN_DE}, line 40: a talk's id must be", "'2 0'"]),
+    "no talk's id": (TRAIN_DE, "<talkid>20</talkid>\n", "",
+                     [f"/{TRAIN_DE}, line 37: a document without <talkid>", "add"]),
+    "odd talk's id": (TRAIN_DE, "<talkid>20<", "<talkid>2 0<",
+                      [f"/{TRAIN_DE}, line 40: a document's id must be", "'2 0'"]),
     "empty talk": (TRAIN_DE, "<talkid>20<", "<talkid>9</talkid>\n<title>t</title>\n<talkid>20<",
-                   [f"/{TRAIN_DE}, line 42: a second talk begins, but talk 9 has no sentence", "remove its header"]),
+                   [f"/{TRAIN_DE}, line 42: a second document begins, but document 9 has no sentence",
+                    "remove its header"]),
     "empty last talk": (TRAIN_DE, sentence("de", 4, 30) + "\n", "<talkid>9</talkid>\n",
-                        [f"/{TRAIN_DE}, line 144: talk 9 has no sentence", "cut off?"]),
+                        [f"/{TRAIN_DE}, line 144: document 9 has no sentence", "cut off?"]),
     "text before the first talk": (TRAIN_DE, "<url>http://www.ted.com/talks/1<", "Hallo.\n<url>x<",
-                                   [f"/{TRAIN_DE}, line 1: a sentence before the first talk"]),
+                                   [f"/{TRAIN_DE}, line 1: a sentence before the first document"]),
     "another talk": (TRAIN_EN, "<talkid>20<", "<talkid>21<",
-                     [f"/{TRAIN_DE}, line 37: is talk 20, but", f"/{TRAIN_EN}, line 37, is talk 21", "same order"]),
+                     [f"/{TRAIN_DE}, line 37: is document 20, but", f"/{TRAIN_EN}, line 37, is document 21",
+                      "same order"]),
     "a sentence too few": (TRAIN_EN, "Sentence 7 of talk 3.\n", "",
-                           [f"/{TRAIN_DE}, line 73: talk 30 has 32 sentences, but 31 in", f"/{TRAIN_EN}, line 73",
-                            "mend that talk"]),
+                           [f"/{TRAIN_DE}, line 73: document 30 has 32 sentences, but 31 in", f"/{TRAIN_EN}, line 73",
+                            "correct that document"]),
     "a talk too few": (TRAIN_DE, train("de")[train("de").index("<url>http://www.ted.com/talks/4"):], "",
-                       [f"/{TRAIN_EN}, line 109: talk 40 has no counterpart in", f"/{TRAIN_DE}, which has 3 talks"]),
+                       [f"/{TRAIN_EN}, line 109: document 40 has no counterpart in", f"/{TRAIN_DE}, which has 3",
+                        "same documents"]),
     "empty training text": (TRAIN_DE, train("de"), "", [f"/{TRAIN_DE}: is empty", "official file"]),
     "training text in UTF-16": (TRAIN_DE, "<url>", "\0", [f"/{TRAIN_DE}, line 1: holds a NUL byte", "UTF-8"]),
-    "no XML": (DEV_DE, xml("de", 50), "Just text.\n", [f"/{DEV_DE}, line 1: is not well-formed XML", "mend it"]),
+    "no XML": (DEV_DE, xml("de", 50), "Just text.\n", [f"/{DEV_DE}, line 1: is not well-formed XML", "correct it"]),
     "XML cut off": (DEV_DE, "</srcset>\n</mteval>\n", "", [f"/{DEV_DE}, line 22: is not well-formed XML"]),
     "wrong nesting": (DEV_DE, "</title>", "</titel>", [f"/{DEV_DE}, line 6: is not well-formed XML (mismatched tag)"]),
     "bare ampersand": (DEV_EN, "Sentence 1 of talk 50.", "A & B", [f"/{DEV_EN}, line 7: is not well-formed XML"]),
     "no segment's id": (DEV_EN, '<seg id="2">', "<seg>", [f'/{DEV_EN}, line 8: <seg> has no id; it must be id="2"']),
     "missing segment": (DEV_EN, f'<seg id="2"> {sentence("en", 50, 2)} </seg>\n', "",
-                        [f'/{DEV_EN}, line 8: <seg id="3"> where id="2" must be', "mend the talk"]),
+                        [f'/{DEV_EN}, line 8: <seg id="3"> where id="2" must be', "correct the document"]),
     "doubled segment": (DEV_EN, '<seg id="2">', '<seg id="1">', [f'/{DEV_EN}, line 8: <seg id="1"> where id="2"']),
     "last segment missing": (DEV_EN, f'<seg id="5"> {sentence("en", 51, 5)} </seg>\n', "",
-                             [f"/{DEV_DE}, line 13: talk 51 has 5 sentences, but 4 in", f"/{DEV_EN}, line 13"]),
+                             [f"/{DEV_DE}, line 13: document 51 has 5 sentences, but 4 in", f"/{DEV_EN}, line 13"]),
     "talk without segments": (DEV_DE, xml("de", 50)[xml("de", 50).index("<seg"):xml("de", 50).index("</doc>")], "",
-                              [f"/{DEV_DE}, line 7: talk 50 has no <seg>"]),
+                              [f"/{DEV_DE}, line 7: document 50 has no <seg>"]),
     "no talk": (DEV_DE, xml("de", 50)[xml("de", 50).index("<doc"):xml("de", 50).index("</srcset>")], "",
-                [f"/{DEV_DE}: holds no <doc>"]),
+                [f"/{DEV_DE}: contains no <doc>"]),
     "no docid": (DEV_DE, 'docid="50"', "", [f"/{DEV_DE}, line 4: <doc> has no docid", "add"]),
-    "another document": (DEV_EN, 'docid="51"', 'docid="52"', [f"/{DEV_DE}, line 13: is talk 51, but"]),
+    "another document": (DEV_EN, 'docid="51"', 'docid="52"', [f"/{DEV_DE}, line 13: is document 51, but"]),
     "stray text": (DEV_EN, '<seg id="3">', 'Oh! <seg id="3">', [f"/{DEV_EN}, line 9: text outside of any tag", "Oh"]),
     "stray tag": (DEV_EN, "Sentence 3 of talk 50.", "<b>x</b>", [f"/{DEV_EN}, line 9: stray <b> inside <seg>"]),
     "no set inside": (DEV_EN, "refset", "reference", [f"/{DEV_EN}, line 3: <reference> where <srcset> or <refset>"]),
     "two sets": (DEV_EN, "</refset>\n", "</refset>\n<refset>\n", [f"/{DEV_EN}, line 23: a second set begins"]),
     "other XML": (DEV_EN, "mteval", "html", [f"/{DEV_EN}, line 2: <html> where <mteval> must be"]),
-    "empty segment": (DEV_EN, "Sentence 3 of talk 50.", "", [DEV_EN, "sentence 3: is empty", "mend it in both"]),
+    "empty segment": (DEV_EN, "Sentence 3 of talk 50.", "", [DEV_EN, "sentence 3: is empty", "correct it in both"]),
     "entities that swell": (DEV_DE, "<mteval>", BOMB, [f"/{DEV_DE}, line 2: declares a document type or entities"]),
     "a file from outside": (DEV_DE, "<mteval>", '<!DOCTYPE m SYSTEM "file:///etc/passwd">\n<mteval>',
                             [f"/{DEV_DE}, line 2: declares a document type"]),
@@ -430,18 +437,18 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
                                 ["de-en.tgz: member '../../.bashrc' would not stay inside", "official"]),
     "link": (hostile(symbolic_link()), FROM, ["de-en.tgz: member de-en/train.tags.de-en.de is a link or device"]),
     "another pair": (lambda w: (w / "de-en.tgz").write_bytes(packed({"fr-en/train.tags.fr-en.fr": "x"})), FROM,
-                     ["de-en.tgz: holds no train.tags.de-en.de, but fr-en/train.tags.fr-en.fr", "--reader hub"]),
+                     ["de-en.tgz: contains no train.tags.de-en.de, but fr-en/train.tags.fr-en.fr", "--reader hub"]),
     "archive of nothing": (lambda w: (w / "de-en.tgz").write_bytes(packed({})), FROM,
-                           ["de-en.tgz: holds no train.tags.de-en.de, but nothing"]),
+                           ["de-en.tgz: contains no train.tags.de-en.de, but nothing"]),
     "release without the pair": (
         lambda w: (w / "de-en.tgz").write_bytes(packed({"texts/fr/en/fr-en.tgz": packed(official())})), FROM,
-        ["holds no train.tags.de-en.de, but texts/fr/en/fr-en.tgz"]),
+        ["contains no train.tags.de-en.de, but texts/fr/en/fr-en.tgz"]),
     "archive inside damaged": (lambda w: (w / "de-en.tgz").write_bytes(packed({"de-en.tgz": packed(official())[:-9]})),
                                FROM, ["de-en.tgz/de-en.tgz: is cut off or damaged"]),
     "twice": (lambda w: (w / "de-en.tgz").write_bytes(packed(official() | {"old/train.tags.de-en.de": "x"})), FROM,
               ["holds train.tags.de-en.de twice", "old/train.tags.de-en.de", "remove one"]),
     "folder of something else": (lambda w: unpacked(w / "x", {"train.de": "x"}), ["mine.yaml", "--from", "x"],
-                                 ["--from x: holds no train.tags.de-en.* and no de-en.tgz", "x holds train.de"]),
+                                 ["--from x: contains no train.tags.de-en.* and no de-en.tgz", "x contains train.de"]),
     "sum of the archive": (nothing, [*FROM, "--sha256", SUM], ["de-en.tgz: has the SHA-256 ", f"--sha256 says {SUM}"]),
     "sum of a folder": (lambda w: unpacked(w / "x", official()), ["mine.yaml", "--from", "x", "--sha256", SUM],
                         ["--sha256: x is a folder", "give an archive"]),
@@ -454,7 +461,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "no server": (yaml("{pair", f"{{url: 'http://127.0.0.1:9/x.tgz', sha256: '{SUM}', pair"), ["mine.yaml"],
                   ["http://127.0.0.1:9/x.tgz: cannot be fetched (Connection refused)", "--from ARCHIVE"]),
     "another language": (nothing, [*FROM, "--source", "fr"], ["'wit3.pair' is de-en", "fr and en", "--source"]),
-    "no pair": (yaml("pair: de-en, ", ""), FROM, ["'wit3.pair' is missing", "de and en", "mend it"]),
+    "no pair": (yaml("pair: de-en, ", ""), FROM, ["'wit3.pair' is missing", "de and en", "correct it"]),
     "odd pair": (yaml("pair: de-en", "pair: german"), FROM, ["'wit3.pair' must be a pair as in de-en, but is german"]),
     "no test set": (yaml("[TED.dev2010 + TEDX.dev2012, TED.tst2010]", "[]"), FROM, ["'wit3.test' must name sets"]),
     "half a test set": (yaml("TEDX.dev2012,", ","), FROM, ["'wit3.test' must name sets"]),
@@ -473,13 +480,13 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         lambda w: [(w / "mine.yaml").write_text(CORPUS.replace("language_check: false, ", "")),
                    (w / "de-en.tgz").write_bytes(packed(official() | {
                        TRAIN_DE: train("en"), TRAIN_EN: train("de"), DEV_DE: xml("en", 50), DEV_EN: xml("de", 50)}))],
-        FROM, ["is said to be 'de' but looks like en", "--no-language-check"]),
+        FROM, ["should be 'de' but looks like en", "--no-language-check"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_calls(work: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.data.archives.PAUSE", 0.0)
+    monkeypatch.setattr("recipes.data.download.PAUSE", 0.0)
     spoil, arguments, parts = WRONG[name]
     spoil(work)
     refused(work, arguments, parts)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from recipes.config import schema
+from recipes.config.models import load_model
 from recipes.training import devices, fairseq_options, option_layers
 from thoth_core.errors import UserError
 
@@ -22,7 +22,7 @@ def test_bf16_of_a_model_file_is_for_cpus_that_compute_it(
     device: str, computes: bool, after: list[str], expected: bool, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(devices, "cpu_computes_bf16", lambda: computes)
-    model = schema.load_model("pervasive_small")
+    model = load_model("pervasive_small")
     merged = option_layers.merged_options(model, "toy", after, device=device)
     assert merged.get("bf16", False) is expected
     assert ("training in float32" in capsys.readouterr().out) is not expected
@@ -43,7 +43,7 @@ def test_the_command_line_has_the_last_word_about_precision(
     after: list[str], expected: dict[str, bool], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(devices, "cpu_computes_bf16", lambda: True)
-    merged = option_layers.merged_options(schema.load_model("pervasive_small"), "toy", after, device="cpu")
+    merged = option_layers.merged_options(load_model("pervasive_small"), "toy", after, device="cpu")
     assert {name: merged[name] for name in option_layers.PRECISIONS if name in merged} == expected
 
 
