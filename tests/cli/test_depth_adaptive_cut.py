@@ -22,7 +22,7 @@ def test_translations_need_no_plugin(n: int, trained: Path, tmp_path: Path, tiny
     output = tmp_path / "cut.pt"
     command = run(tmp_path / "cut.log", "depth_adaptive.cut", trained, n, output)
     assert command.status == 0, command.output
-    # The bare host leaves out the last batch where its size is no multiple of 8.
+    # fairseq leaves out the last batch where its size is no multiple of 8.
     whole = ["--required-batch-size-multiple", 1]
     options = ["--path", output, "--cpu", "--beam", 3, "--max-len-b", 12, "--num-workers", 0, *whole]
     found = translations(run(tmp_path / "plain.log", "fairseq-generate", tiny_corpus, *options))

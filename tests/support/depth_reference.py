@@ -1,6 +1,6 @@
 """The loss of depth_adaptive written as loops over sentences, exits and tokens, from the paper's equations.
 
-Every block runs on one sentence without padding, by the host's code of a block alone; exits, copies, scales of the
+Every block runs on one sentence without padding, by fairseq's code of a single block; exits, copies, scales of the
 gradient, oracles and distributions are written out. In float64, and differentiable where the paper's loss is.
 
 Axes: N blocks and exits (counted from 1), T target, S source, D dimension of the decoder.
@@ -26,7 +26,7 @@ WEIGHTS: dict[str, Callable[[int], float]] = {
 
 @dataclass
 class Loss:
-    """What :func:`loss` finds. ``total`` is equation 7; the others are summed over tokens."""
+    """The result of :func:`loss`. ``total`` is equation 7; the others are sums over tokens."""
 
     total: Tensor
     exits: Tensor  # L_dec
@@ -76,7 +76,7 @@ def states(
     for n in range(1, count + 1):
         if n > 1:
             below = [scaled(state, 1 / gamma[n - 1]) for state in below]
-        # forward, not the call: what the plugin hangs on a block stays out.
+        # forward and not the call: hooks on a block are left out.
         output = decoder.layers[n - 1].forward(torch.stack(below)[:, None], memory[:, None], self_attn_mask=future)[0]
         below = [output[t, 0] if exits is None or exits[t] >= n else below[t] for t in range(len(previous))]
         result.append(below)
@@ -100,8 +100,11 @@ def log_probabilities(model: Any, n: int, state: Tensor) -> Tensor:
 def word_loss(
     lprobs: Tensor, word: int, smoothing: float, distillation: float = 0.0, last: Tensor | None = None
 ) -> Tensor:
-    """Minus the log-likelihood; with smoothing, the host's: the mass is spread over all other words. With distillation,
-    a part of the target is what the last exit says, whose log-probabilities are ``last`` (V,)."""
+    """The negative log-likelihood of a word.
+
+    Smoothing spreads its mass over all other words, as in fairseq. With distillation, a part of the target is the
+    distribution of the last exit, whose log-probabilities are ``last`` (V,).
+    """
     weights = torch.full_like(lprobs, smoothing / (len(lprobs) - 1))
     weights[word] = 1 - smoothing
     if last is not None:

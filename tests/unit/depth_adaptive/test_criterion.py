@@ -27,7 +27,7 @@ from tests.support.depth_models import (
 )
 from thoth_core.errors import UserError
 
-SOURCE = sentences(5, 9, 3, left=True)  # as the host pads it
+SOURCE = sentences(5, 9, 3, left=True)  # as fairseq pads it
 TRAININGS = [*WEIGHTINGS, "mixed"]
 # Halting, oracle, sigma. A sentence has no neighbours.
 LEARNT = [("none", "correctness", 0.0)] + [
@@ -92,7 +92,7 @@ def judge(training: str, learnt: tuple[str, str, float]) -> DepthAdaptiveCriteri
 
 
 def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
-    """Of all parameters. The host's checkpointed blocks do not know torch.autograd.grad."""
+    """The gradients of all parameters. fairseq's checkpointed blocks do not support torch.autograd.grad."""
     model.zero_grad()
     loss.backward()
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
@@ -245,7 +245,7 @@ def test_halting_alone() -> None:
 
 def test_halting_alone_needs_a_model_that_was_loaded() -> None:
     model = built(halting="token", halting_only=True)
-    model.set_num_updates(5)  # as the host does before it loads a checkpoint
+    model.set_num_updates(5)  # as fairseq does before it loads a checkpoint
     with pytest.raises(UserError, match=r"--halting-only .* none was loaded: give its checkpoint to --finetune-from"):
         model.set_num_updates(0)
     model.load_state_dict(built().state_dict())
@@ -254,7 +254,7 @@ def test_halting_alone_needs_a_model_that_was_loaded() -> None:
 
 
 def test_the_sample_size_is_that_of_sentence_avg() -> None:
-    """As the host's label_smoothed_cross_entropy has it: the loss is the same sum, and divided by sentences."""
+    """As in fairseq's label_smoothed_cross_entropy, the loss is the same sum, divided by the number of sentences."""
     model = built(halting="token").train()
     by_token, by_sentence = (criterion(sentence_avg=given)(model, sample()) for given in (False, True))
     assert (by_token[1], by_sentence[1]) == (17, 3)

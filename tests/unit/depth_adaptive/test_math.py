@@ -69,7 +69,7 @@ def test_confidence_stops_where_the_largest_probability_exceeds_its_threshold() 
 
 
 @given(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
-def test_random_exits_have_their_distribution_and_do_not_hang_on_the_batch(weights: list[int], seed: int) -> None:
+def test_random_exits_have_their_distribution_and_do_not_depend_on_the_batch(weights: list[int], seed: int) -> None:
     policy = halting.RandomPolicy(exits=len(weights), weights=weights, seed=seed)
     tokens = torch.arange(2000) % 500
     positions = torch.arange(2000) // 40
@@ -99,14 +99,14 @@ def test_wrong_policies(build: object, message: str) -> None:
 
 
 def smoothed_targets(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """(M, V), as the host smooths: the mass is spread over all other words."""
+    """(M, V), smoothed as in fairseq: the mass is spread over all other words."""
     spread = torch.full((targets.size(0), V), smoothing / (V - 1), dtype=torch.float64)
     return spread.scatter(1, targets[:, None], 1 - smoothing)
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * V, 2**24])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_linear_cross_entropy_is_the_hosts(chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_cross_entropy_is_that_of_fairseq(chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(0)
     features = torch.randn(7, D, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""depth_adaptive_transformer: the host's Transformer at full depth, and the same exits and tokens by every way."""
+"""depth_adaptive_transformer: fairseq's Transformer at full depth; equal exits and tokens in every way of decoding."""
 
 import copy
 import logging
@@ -39,18 +39,18 @@ from thoth_core.errors import UserError
 
 
 @variants
-def test_full_depth_is_the_hosts_transformer(options: dict[str, Any]) -> None:
-    """Teacher-forced, by beam search, and with the last exit, chosen or for want of another, in our way of decoding."""
+def test_full_depth_is_fairseqs_transformer(options: dict[str, Any]) -> None:
+    """Teacher-forced, by beam search, and in our decoding with a policy that always reaches the last exit."""
     model = built(**options)
     plain = plain_twin(model, **options)
     expected = run(plain)[0]
     torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
-    by_host = beam(plain, SOURCE)
-    assert [[t for t, _ in h] for h in beam(model, SOURCE)] == [[t for t, _ in h] for h in by_host]
+    by_fairseq = beam(plain, SOURCE)
+    assert [[t for t, _ in h] for h in beam(model, SOURCE)] == [[t for t, _ in h] for h in by_fairseq]
     for policy in (halting.FixedPolicy(exits=LAYERS, exit=LAYERS), halting.Policy(exits=LAYERS)):
         model.decoder.policy = policy
         torch.testing.assert_close(run(model)[0], expected, rtol=0, atol=1e-10)
-        for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
+        for ours, theirs in zip(beam(model, SOURCE), by_fairseq, strict=True):
             assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
             assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
 
@@ -68,8 +68,8 @@ def test_products_of_the_encoder_change_nothing(options: dict[str, Any], dtype: 
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
 
 
-def test_dropout_is_retained_by_the_hosts_names() -> None:
-    """Those that --retain-dropout-modules takes, each alone."""
+def test_dropout_is_retained_by_fairseqs_names() -> None:
+    """Each name that --retain-dropout-modules accepts, alone."""
     model = built(dropout=0.3, activation_dropout=0.3, attention_dropout=0.3).float()
     plain = plain_twin(model)
 
@@ -169,8 +169,8 @@ def test_step_by_step_is_teacher_forced(name: str, copies: str, options: dict[st
 @pytest.mark.parametrize(
     ("copies", "dtype"), [("eager", torch.double), ("deferred", torch.double), ("deferred", torch.float)], ids=str
 )
-def test_translations_and_exits_do_not_hang_on_the_batch(name: str, copies: str, dtype: torch.dtype) -> None:
-    """In float32 too, where products of more rows are rounded otherwise, and no score here is so near a threshold."""
+def test_translations_and_exits_do_not_depend_on_the_batch(name: str, copies: str, dtype: torch.dtype) -> None:
+    """In float32 too, where rounding differs with the number of rows: no score here is that close to a threshold."""
     model = built(exit_copies=copies)
     policy = model.decoder.policy = policies(model)[name]
     model.to(dtype)
@@ -190,8 +190,8 @@ def test_translations_and_exits_do_not_hang_on_the_batch(name: str, copies: str,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float, torch.double], ids=str)
-def test_a_sentences_mean_does_not_hang_on_the_padding(dtype: torch.dtype) -> None:
-    """Of 301 positions, which bfloat16 cannot count."""
+def test_a_sentences_mean_does_not_depend_on_the_padding(dtype: torch.dtype) -> None:
+    """With 301 positions, which bfloat16 cannot count."""
     states = torch.randn(301, 2, 24, generator=torch.Generator().manual_seed(1), dtype=torch.double).to(dtype)
     alone = mean_state(states, None)
     assert alone.dtype == dtype
@@ -207,7 +207,7 @@ def test_a_sentences_mean_does_not_hang_on_the_padding(dtype: torch.dtype) -> No
 
 
 @variants
-def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) -> None:
+def test_the_checkpoint_of_a_plain_transformer_is_loaded(options: dict[str, Any]) -> None:
     model = built(**options, halting="geometric")
     torch.manual_seed(4)
     plain = TransformerModel.build_model(arguments(**options), task()).double().eval()
@@ -221,7 +221,7 @@ def test_a_plain_transformers_checkpoint_is_taken_over(options: dict[str, Any]) 
 
 @pytest.mark.parametrize("tied", ["share_decoder_input_output_embed", "share_all_embeddings"])
 def test_classifiers_of_their_own_are_no_embeddings(tied: str) -> None:
-    """The last exit's neither: embeddings share what fairseq's options say, and learn from inputs alone."""
+    """Nor is that of the last exit: embeddings are shared as fairseq's options say, and learn from inputs alone."""
     options: dict[str, Any] = {tied: True, "encoder_embed_dim": 16, "exit_policy": "full"}
     model = built(**options, exit_projections="separate")
     decoder = model.decoder
@@ -276,16 +276,16 @@ def test_noise_of_quantisation_is_of_training_alone() -> None:
     """It is in hooks of layers that our steps pass by, which do nothing in decoding."""
     noise = dict(quant_noise_pq=0.5, quant_noise_pq_block_size=8)
     model = built(**noise)
-    by_host = beam(plain_twin(model, **noise), SOURCE)
+    by_fairseq = beam(plain_twin(model, **noise), SOURCE)
     model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=LAYERS)
-    for ours, theirs in zip(beam(model, SOURCE), by_host, strict=True):
+    for ours, theirs in zip(beam(model, SOURCE), by_fairseq, strict=True):
         assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
         assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-10)
 
 
 @pytest.mark.parametrize("name", ["fixed", "confidence"])
 @pytest.mark.parametrize("option", [dict(retain_dropout=True, retain_dropout_modules=None), dict(need_attn="hard")])
-def test_what_steps_pass_by_is_refused(name: str, option: Any) -> None:
+def test_options_that_steps_do_not_support_are_refused(name: str, option: Any) -> None:
     model = built(dropout=0.1)
     model.decoder.policy = policies(model)[name]
     flag = "--print-alignment" if "need_attn" in option else "--retain-dropout"
@@ -372,13 +372,13 @@ def test_wrong_options_are_named(case: str) -> None:
         built(**options)
 
 
-def test_training_forgets_the_copies_of_weights() -> None:
-    """Updates in half precision write through ``.data``, which nothing sees."""
+def test_training_drops_the_copies_of_weights() -> None:
+    """Updates in half precision write through ``.data``, which PyTorch does not record."""
     model = built().float()
     model.decoder.policy = halting.FixedPolicy(exits=LAYERS, exit=2)
     users = [model.decoder, *model.encoder.layers]
     beam(model, SOURCE)
-    model.eval()  # as the host does before every batch of a validation: nothing has changed
+    model.eval()  # as fairseq does before every batch of a validation: nothing has changed
     assert all(module.packed._copies for module in users)
     model.train()
     assert not any(module.packed._copies for module in users)
