@@ -13,13 +13,13 @@ one; with --of-sentence, all hypotheses of a sentence have the same exit. One ru
     waiting   the drawn exits, but the whole batch goes as deep as its deepest row
     first     every token leaves after the first block
 
-The encoder is the same in all of them. The ratios of times are: `speedup`, fairseq / adaptive; `over_own_full`, full /
-adaptive; `vs_wait_for_slowest`, waiting / adaptive; `vs_eager`, eager / adaptive. Exits cannot save the time of the
+The encoder is the same in all of them. The ratios of times are: `speedup`, fairseq / adaptive; `over_own_full`, full
+/ adaptive; `vs_wait_for_slowest`, waiting / adaptive; `vs_eager`, eager / adaptive. Exits cannot save the time of the
 encoder, the output layer and beam search itself. It is extrapolated from first and full, as the time of no blocks on
-the line through one and six blocks: `unavoidable_share` is its share of full, and `most_over_own_full` is full / adaptive if a
-token cost its own blocks and nothing else. `most_vs_wait` is waiting / adaptive if leaving out rows cost nothing, that
-is, if each block took the time that it takes for the rows alive. The time per row is longer for few rows, since the
-weights are read for any number of rows.
+the line through one and six blocks: `unavoidable_share` is its share of full, and `most_over_own_full` is full /
+adaptive if a token cost its own blocks and nothing else. `most_vs_wait` is waiting / adaptive if leaving out rows
+cost nothing, that is, if each block took the time that it takes for the rows alive. The time per row is longer for
+few rows, since the weights are read for any number of rows.
 """
 
 import argparse
