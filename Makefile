@@ -81,7 +81,7 @@ sanitize: $(stamp)
 	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  $(abspath $(bin))/python -m pytest -p no:cacheprovider tests/unit/memory_layers/test_kernels.py \
-	  tests/unit/attn2d/test_ops.py tests/unit/depth_adaptive/test_ops.py
+	  tests/unit/attn2d/ops tests/unit/depth_adaptive/test_ops.py
 
 dist: $(stamp)
 	@rm -rf dist build/dist && mkdir -p dist build/dist

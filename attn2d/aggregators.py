@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn2d import ops
+from attn2d.backend import Backend
 from attn2d.linear import Linear
 
 
 class AverageAggregator(nn.Module):
     """The mean over the source; its alignments are uniform, for it looks nowhere in particular."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, backend: Backend = Backend.AUTO):
         super().__init__()
 
     def weights(self, x: Tensor, padding: Tensor | None) -> Tensor:
@@ -36,8 +37,8 @@ class AverageAggregator(nn.Module):
 class AttentionAggregator(AverageAggregator):
     """Self-attention over the source: the weights are a softmax of a linear score of each cell."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels)
+    def __init__(self, channels: int, *, backend: Backend = Backend.AUTO):
+        super().__init__(channels, backend=backend)
         self.score = nn.Linear(channels, 1)
         nn.init.zeros_(self.score.bias)
         nn.init.normal_(self.score.weight, std=channels**-0.5)
@@ -61,27 +62,29 @@ def winners(indices: Tensor, width: int) -> Tensor:
 class MaxAggregator(nn.Module):
     """The maximum over the source, channel by channel; alignments are the shares of channels won."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, backend: Backend = Backend.AUTO):
         super().__init__()
+        self.backend = backend
 
     def forward(self, x: Tensor, padding: Tensor | None, alignments: bool = False) -> tuple[Tensor, Tensor | None]:
         """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
-        values, indices = ops.max_over_source(x, padding)
+        values, indices = ops.max_over_source(x, padding, backend=self.backend)
         return values, winners(indices, x.size(2)) if alignments else None
 
 
 class GatedMaxAggregator(nn.Module):
     """A gated linear unit on each cell, then the maximum as in :class:`MaxAggregator`."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, backend: Backend = Backend.AUTO):
         super().__init__()
-        self.gate = Linear(channels, 2 * channels)
+        self.backend = backend
+        self.gate = Linear(channels, 2 * channels, backend=backend)
         nn.init.xavier_uniform_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: Tensor, padding: Tensor | None, alignments: bool = False) -> tuple[Tensor, Tensor | None]:
         """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
-        values, indices = ops.gated_max(self.gate(x), padding)
+        values, indices = ops.gated_max(self.gate(x), padding, backend=self.backend)
         return values, winners(indices, x.size(2)) if alignments else None
 
 

@@ -11,6 +11,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from attn2d.aggregators import AGGREGATORS
+from attn2d.backend import BACKENDS
 from attn2d.convnet import CONVNETS, NORMS
 
 POSITIONS = ("none", "sinusoidal", "learned")
@@ -79,7 +80,7 @@ class PervasiveConfig(FairseqDataclass):
         default="gated-max", metadata={"help": "how the source axis of the grid is collapsed"}
     )
     prediction_dropout: float = field(default=0.2, metadata={"help": "dropout before the output projection"})
-    grid_backend: ChoiceEnum(("auto", "native", "torch")) = field(  # type: ignore[valid-type]
+    grid_backend: ChoiceEnum(BACKENDS) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
             "help": "native: the compiled CPU kernels (an error when they are not built); torch: PyTorch's own "

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn2d import ops
+from attn2d.backend import Backend
 
 
 class MaskedConv2d(nn.Module):
@@ -21,12 +22,22 @@ class MaskedConv2d(nn.Module):
         kernel_size: k, odd.
         dilation: distance between taps, along both axes.
         groups: groups of channels; ``in_channels`` for a depth-wise convolution.
+        backend: implementation of a depth-wise convolution; others are PyTorch's.
 
     Raises:
         ValueError: an even kernel size, or groups that do not divide the channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1, groups: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        dilation: int = 1,
+        groups: int = 1,
+        backend: Backend = Backend.AUTO,
+    ):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"the kernel size must be odd and positive, given {kernel_size}")
@@ -37,6 +48,7 @@ class MaskedConv2d(nn.Module):
                 f"groups must divide the convolution's channels, given {groups} groups for {in_channels} input and "
                 f"{out_channels} output channels"
             )
+        self.backend = backend
         self.dilation = dilation
         self.groups = groups
         self.depthwise = groups == in_channels == out_channels
@@ -60,7 +72,7 @@ class MaskedConv2d(nn.Module):
         """
         top = self.rows_above if top is None else top
         if self.depthwise:
-            return ops.causal_depthwise_conv(x, self.conv.weight, dilation=self.dilation, top=top)
+            return ops.causal_depthwise_conv(x, self.conv.weight, dilation=self.dilation, top=top, backend=self.backend)
         # The permuted view of a channels-innermost tensor is PyTorch's channels_last: no copy on either device.
         image = F.pad(x.permute(0, 3, 1, 2), (0, 0, top, 0))
         y = F.conv2d(

@@ -1,9 +1,6 @@
-"""Checks of what a user may get wrong in the model's options, and loading of pre-trained embeddings."""
+"""Checks of the model's options."""
 
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from thoth_core.errors import OptionError
 
@@ -66,41 +63,3 @@ def check(cfg: Any, *, joined: bool) -> None:
                 "--tie-embeddings all has one matrix: give --encoder-embed-path and --decoder-embed-path "
                 "the same file, or the latter alone"
             )
-
-
-def load_embeddings(path: str, weight: Tensor, dictionary: Any) -> int:
-    """Fill rows of ``weight`` (V, dim) from a text file of 'token v1 ... v_dim' lines; return how many were found.
-
-    A first line 'count dim' (word2vec's, fairseq's) is optional. Tokens the dictionary lacks are passed over.
-
-    Raises:
-        OptionError: the file cannot be read, has a line of another dimension, or has no token of the dictionary.
-    """
-    dim = weight.size(1)
-    found = 0
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                token, *values = line.rstrip().split(" ")
-                if number == 1 and len(values) == 1:
-                    continue
-                if len(values) != dim:
-                    raise OptionError(f"{path}:{number}: {len(values)} values, but the embedding dimension is {dim}")
-                index = dictionary.index(token)
-                if index == dictionary.pad() or (index == dictionary.unk() and token != dictionary[index]):
-                    continue  # the vector of padding stays zero
-                try:
-                    vector = torch.tensor([float(value) for value in values])
-                except ValueError as error:
-                    raise OptionError(f"{path}:{number}: {error}; a line must be a token and {dim} numbers") from None
-                if not vector.isfinite().all():
-                    raise OptionError(f"{path}:{number}: the vector of {token!r} is not finite")
-                weight[index] = vector
-                found += 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"cannot read the embeddings {path}: {error}; a trained model needs none with --task pervasive_translation"
-        ) from error
-    if not found:
-        raise OptionError(f"{path} holds no token of the dictionary: was it made with the same sub-word model?")
-    return found

@@ -1,4 +1,4 @@
-"""The plain formulation of Pervasive Attention's ResNet: what the tests and benchmarks hold the model against.
+"""The plain formulation of Pervasive Attention's ResNet, which tests and benchmarks compare the model with.
 
 It follows the published formulation: channels before positions (NCHW), k x k kernels whose lower half is zeroed in
 every forward pass and computed all the same, PyTorch's own dropout, the grid concatenated before its 1x1 reduction,
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from attn2d.aggregators import GatedMaxAggregator
 from attn2d.convnet import GridLayerNorm, ResNet
 from attn2d.masked_conv import MaskedConv2d
-from attn2d.model import Embedder, PervasiveModel
 
 
 class PlainMaskedConv2d(nn.Conv2d):
@@ -100,11 +99,14 @@ class PlainLayer(nn.Module):
 class PlainPervasive(nn.Module):
     """The same function as a resnet, layer-normalised, gated-max ``model``, with a copy of its weights.
 
+    Args:
+        model: an ``attn2d.model.PervasiveModel``.
+
     Raises:
-        ValueError: the model is another network, norm or aggregator.
+        ValueError: the model has another network, norm or aggregator.
     """
 
-    def __init__(self, model: PervasiveModel):
+    def __init__(self, model: Any):
         super().__init__()
         decoder = model.decoder
         convnet, aggregator = decoder.convnet, decoder.aggregator
@@ -134,7 +136,7 @@ class PlainPervasive(nn.Module):
             self.output.weight = self.target.tokens.weight
         self.dropout = decoder.dropout
 
-    def embed(self, embedder: Embedder, tokens: Tensor) -> Tensor:
+    def embed(self, embedder: Any, tokens: Tensor) -> Tensor:
         """(B, L) → (B, L, dim)."""
         x = embedder.scale * embedder.tokens(tokens)
         if embedder.positions is not None:

@@ -12,6 +12,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import OmegaConf, open_dict
 
+import fairseq_compat
 from thoth_core.errors import OptionError
 
 logger = logging.getLogger(__name__)
@@ -109,12 +110,19 @@ class PervasiveTranslationTask(TranslationTask):
         return dataset if cap is None else GridCellDataset(dataset, cap)
 
     @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add the task's options to a parser; fairseq is patched from here on."""
+        fairseq_compat.install()
+        super().add_args(parser)
+
+    @classmethod
     def setup_task(cls, cfg: PervasiveTranslationConfig, **kwargs: Any) -> "PervasiveTranslationTask":
         """Load the dictionaries.
 
         Raises:
             OptionError: ``--max-grid-cells`` below 1.
         """
+        fairseq_compat.install()
         if cfg.max_grid_cells is not None and cfg.max_grid_cells < 1:
             raise OptionError(f"--max-grid-cells must be at least 1, given {cfg.max_grid_cells}")
         return super().setup_task(cfg, **kwargs)

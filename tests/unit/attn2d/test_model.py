@@ -7,7 +7,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from attn2d import ops
+from attn2d import backend as backends
 from attn2d.aggregators import AGGREGATORS
 from attn2d.convnet import CONVNETS, NORMS, GridBatchNorm
 from attn2d.model import PervasiveModel
@@ -211,7 +211,7 @@ def test_states_can_be_averaged(convnet: str) -> None:
 
 
 def test_what_decoding_does_not_have_is_refused() -> None:
-    with pytest.raises(OptionError, match="--retain-dropout is not there for Pervasive Attention"):
+    with pytest.raises(OptionError, match="--retain-dropout is not supported by Pervasive Attention"):
         small_model().make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
     small_model().make_generation_fast_(need_attn="hard")
 
@@ -221,7 +221,7 @@ def test_a_backend_that_does_not_take_the_weights_ends_in_one_line(monkeypatch: 
     source, target = random_tokens([4], pad=PAD, left=True), random_tokens([7], pad=PAD, left=False)
     with pytest.raises(OptionError, match=r"--grid-backend native: .*given torch\.float16 on cpu"):
         model(source, None, target)
-    monkeypatch.setattr(ops, "_built", False)
+    monkeypatch.setattr(backends, "BUILT", False)
     with pytest.raises(OptionError, match=r"--grid-backend native: .*not built: install the package with a C"):
         small_model(grid_backend="native")
 

@@ -63,7 +63,11 @@ def test_what_setup_installs():
     )
     assert result.stdout.splitlines() == [
         "attn2d depth_adaptive fairseq_compat memory_layers thoth_core",
-        "attn2d._C attn2d/csrc/kernels.cpp attn2d/csrc/ops.cpp",
+        "attn2d._C "
+        + " ".join(
+            f"attn2d/csrc/{name}.cpp"
+            for name in ("convolution", "decoding", "dropout", "kernels", "layer_norm", "pooling")
+        ),
         "depth_adaptive._C depth_adaptive/csrc/kernels.cpp depth_adaptive/csrc/ops.cpp",
         "memory_layers._C memory_layers/csrc/kernels.cpp memory_layers/csrc/ops.cpp",
     ]
