@@ -11,6 +11,11 @@ from thoth_core.extensions import load_beside
 logger = logging.getLogger(__name__)
 
 BUILT = load_beside(__file__)  # whether the compiled operators are installed
+if BUILT and not hasattr(torch.ops.attn2d, "packed_norm_row"):  # the newest of them
+    raise ImportError(
+        "attn2d's native operators were built from older sources: build them again "
+        "(pip install --no-build-isolation -e . in the checkout)"
+    )
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 MISSING = (
     "attn2d's native operators are not built: install the package with a C++ compiler at hand "

@@ -99,6 +99,25 @@ def test_incremental_decoding_equals_full(options: dict, dtype: torch.dtype) -> 
 
 
 @every_model
+def test_incremental_decoding_has_the_gradients_of_the_whole(options: dict) -> None:
+    model = small_model(**options)
+    source, target = random_tokens([6, 9], pad=PAD, left=True), random_tokens([5, 5], pad=PAD, left=False)
+    gradients = []
+    for incremental in (False, True):
+        model.zero_grad()
+        encoded, state = model.encoder(source), {}
+        if incremental:
+            steps = [model.decoder(target[:, : step + 1], encoded, state)[0] for step in range(5)]
+            logits = torch.cat(steps, dim=1)
+        else:
+            logits, _ = model.decoder(target, encoded)
+        logits.logsumexp(-1).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for whole, rows in zip(*gradients, strict=True):
+        close(rows, whole)
+
+
+@every_model
 def test_alignments_are_shares_of_real_source_tokens(options: dict) -> None:
     model = small_model(**options)
     source = random_tokens([5, 8], pad=PAD, left=True)
