@@ -80,8 +80,8 @@ def check_takes(backend: str, *tensors: Tensor, k: int = 0, n: int = 0) -> None:
     if backend not in KERNELS or takes(backend, tensors, k, n):
         return
     dtypes, most_k, most_n = KERNELS[backend]
-    given = ", ".join(f"{x.dtype} on {x.device}" for x in tensors) + (f", k = {k} and n = {n}" if k else "")
+    inputs = ", ".join(f"{x.dtype} on {x.device}" for x in tensors) + (f", k = {k} and n = {n}" if k else "")
     raise TypeError(
         f"the {backend} kernels take {', '.join(map(str, dtypes))} on {backend}, torch.float64 with no other, "
-        f"k up to {most_k} and n up to {most_n}, given {given}; choose the backend 'auto' or 'torch'"
+        f"k up to {most_k} and n up to {most_n}, given {inputs}; choose the backend 'auto' or 'torch'"
     )

@@ -133,10 +133,10 @@ class RowAdam:
         Raises:
             ValueError: the state belongs to other tables.
         """
-        given = [tuple(table["exp_avg"].shape) for table in state["tables"]]
+        shapes = [tuple(table["exp_avg"].shape) for table in state["tables"]]
         expected = [(table.n_slots, table.dim) for table in self.tables]
-        if given != expected:
-            raise ValueError(f"the state must be that of tables of {expected} slots and dimensions, given {given}")
+        if shapes != expected:
+            raise ValueError(f"the state must be that of tables of {expected} slots and dimensions, given {shapes}")
         self.steps = int(state["steps"])
         for i, (table, saved) in enumerate(zip(self.tables, state["tables"], strict=True)):
             self.exp_avg[i].copy_(table.own_columns(saved["exp_avg"]))

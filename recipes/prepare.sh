@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Raw parallel text -> cleaned text, sub-words and fairseq's binary files: recipes/prepare.sh CORPUS [options]
+# Raw parallel text -> cleaned text, tokens and fairseq's binary files: recipes/prepare.sh CORPUS [options]
 # (--help lists them). Uses the Python of the checkout's .venv, else $PYTHON, else python3.
 set -euo pipefail
 

@@ -7,7 +7,7 @@ import sys
 def keep_freed_memory() -> bool:
     """Let freed memory stay with this process, for the next tensor of that size; True if the C library is glibc.
 
-    By default glibc asks the system anew for every large tensor and gives it back when that is freed: each training
+    By default glibc asks the system for every large tensor and gives it back when that is freed: each training
     step then touches its pages for the first time, which took a sixth of a small Transformer's time on the CPU. The
     peak is that of the tensors alive at one time, as before; what is freed below the peak is not returned.
     """

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or option, and the remedy."""
+    """Something the user can fix: the message names the file or option, and the remedy."""
 
 
 class OptionError(UserError, ValueError):

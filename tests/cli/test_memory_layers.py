@@ -85,9 +85,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path
 def test_every_choice_trains_and_decodes(arch: str, tmp_path: Path, tiny_corpus: Path) -> None:
     command = train(tmp_path / "run", tiny_corpus, *CHOICES[arch], arch=arch)
     assert command.status == 0, command.output
-    found = losses(command.output)
-    assert len(found) == 8
-    assert min(found[4:]) < found[0]
+    history = losses(command.output)
+    assert len(history) == 8
+    assert min(history[4:]) < history[0]
     assert re.search(r"valid \| .* memory_used_d1 0\.\d+ \| memory_kl_d1 \d", command.output)
     table = checkpoints.load(tmp_path / "run" / "checkpoint_last.pt")["model"]["decoder.layers.0.memory.table.weight"]
     assert table.shape == (256, 10 if "--memory-value-dim" in CHOICES[arch] else 16)
@@ -212,8 +212,8 @@ def test_the_language_model_by_both_doors(tmp_path: Path, tiny_corpus: Path) -> 
         *(word for name, value in LM.items() for word in (f"--{name.replace('_', '-')}", value)),
     )
     assert command.status == 0, command.output
-    found = losses(command.output)
-    assert min(found[1:]) < found[0]
+    history = losses(command.output)
+    assert min(history[1:]) < history[0]
     assert "memory_used_d2" in command.output
     evaluation = [
         "fairseq-eval-lm",

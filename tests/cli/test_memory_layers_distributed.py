@@ -144,7 +144,7 @@ def test_a_sharded_tables_state_is_the_first_processs(steps: list[dict[tuple[boo
 
 
 def test_a_sharded_training_that_diverges_ends_in_one_line(tmp_path: Path, tiny_corpus: Path) -> None:
-    """Of all processes; the first one does not wait for the others' parts of a checkpoint."""
+    """In all processes; the first one does not wait for the others' parts of a checkpoint."""
     for command in on_two(tmp_path, tiny_corpus, "--memory-sharded", "--lr", 1e30):
         assert command.status == 1
         assert any("the training diverged (gradients are not finite)" in line for line in command.errors)

@@ -47,8 +47,8 @@ def test_select(n: int, k: int, make: Callable[[Tensor], Tensor]) -> None:
         half_scores[-1, :, 0, ::3] = -torch.inf
         for scores in (half_scores, half_scores.transpose(0, 1).contiguous().transpose(0, 1)):
             result = ops.product_key_select(scores.cuda(), k)
-            for given, expected in zip(result, reference.product_key_select(scores, k), strict=True):
-                assert torch.equal(given.cpu(), expected)
+            for actual, expected in zip(result, reference.product_key_select(scores, k), strict=True):
+                assert torch.equal(actual.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -90,7 +90,7 @@ def test_every_k(n):
     ("n", "k"), [(512, 32), (500, 33), (257, 128), (300, 300), (129, 64), (1024, 1), (2048, 40), (130, 16)], ids=str
 )
 def test_large_selections(n, k):
-    """Of the sizes at which the groups' maxima, the blocks of the sort and its merges come into play."""
+    """Sizes at which the groups' maxima, the blocks of the sort and its merges come into play."""
     for kind in ("normal", "ties", "rounding", "one peak"):
         assert_selects(hard_rows(kind, (1, 2, 2, n), generator(n)), k)
     ordered = torch.arange(4 * n, dtype=torch.float32).view(1, 2, 2, n)
@@ -248,7 +248,7 @@ def test_strided_inputs():
         return x.transpose(0, 1).contiguous().transpose(0, 1)
 
     shared = sub_keys[:1].expand(2, -1, -1, -1)  # one set of sub-keys for all heads
-    for given, plain in (
+    for strided, plain in (
         (kernels.product_key_memory(turned(queries), turned(sub_keys), turned(values), 4),
          kernels.product_key_memory(queries, sub_keys, values, 4)),
         (kernels.product_key_topk(queries, shared, 4), kernels.product_key_topk(queries, shared.contiguous(), 4)),
@@ -261,7 +261,7 @@ def test_strided_inputs():
         (kernels.product_key_topk_backward(turned(weights).view(12, 2, 4), slots.view(12, 2, 4), queries, shared),
          kernels.product_key_topk_backward(weights.view(12, 2, 4), slots.view(12, 2, 4), queries, shared.contiguous())),
     ):  # fmt: skip
-        for one, other in zip(given, plain, strict=True):
+        for one, other in zip(strided, plain, strict=True):
             assert torch.equal(one, other)
 
 

@@ -198,9 +198,9 @@ def test_a_plain_transformers_checkpoint_loads(kind: str, joined: bool, caplog: 
     assert fresh
     for parameter in plain.parameters():
         nn.init.normal_(parameter)
-    given = plain.state_dict()
+    weights = plain.state_dict()
     with caplog.at_level("INFO"):
-        model.load_state_dict(given)
+        model.load_state_dict(weights)
     assert "the memories start fresh" in caplog.text
     state = model.state_dict()
     replaced = [] if joined else [f"{name}.fc" for name in model.memories]

@@ -16,8 +16,8 @@ PAGE = (ROOT / "docs" / "depth_adaptive.md").read_text(encoding="utf-8")
 
 def tables(heading: str) -> list[list[list[str]]]:
     """The rows of the tables with that first heading, their own heading first."""
-    found = re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
-    cells = [[[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()] for table in found]
+    blocks = re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
+    cells = [[[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()] for table in blocks]
     return [table for table in cells if table[0][0] == heading]
 
 
@@ -26,7 +26,7 @@ def test_options_and_defaults() -> None:
         f"--{field.name.replace('_', '-')}": field
         for options in (DepthOptions, DepthAdaptiveCriterionConfig)
         for field in dataclasses.fields(options)
-        if field.name not in ("_name", "sentence_avg")  # which is the host's
+        if field.name not in ("_name", "sentence_avg")  # which is fairseq's
     }
     documented = {row[0].strip("`"): row[1:] for table in tables("flag") for row in table[2:]}
     assert set(documented) == set(fields)

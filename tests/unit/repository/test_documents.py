@@ -39,17 +39,17 @@ def rows(text: str) -> list[list[str]]:
 
 def documented_options() -> dict[str, list[str]]:
     """Flag → default, valid values and meaning, of the plugin's page: its tables that begin with `flag`."""
-    found: dict[str, list[str]] = {}
+    described: dict[str, list[str]] = {}
     inside = False
     for first, *cells in rows(PLUGIN_PAGE.read_text(encoding="utf-8")):
         if not first.startswith(("`--", "---")):
             inside = first == "flag"
         elif inside and first.startswith("`"):
             flag = first.strip("`")
-            assert flag not in found, f"{flag} is documented twice"
+            assert flag not in described, f"{flag} is documented twice"
             assert len(cells) == 3, f"{flag} has {len(cells) + 1} cells in its row"
-            found[flag] = cells
-    return found
+            described[flag] = cells
+    return described
 
 
 def code_defaults() -> dict[str, str]:
@@ -258,12 +258,12 @@ def test_hydra_names_are_those_of_the_code() -> None:
     words = next(
         command for command in commands(PLUGIN_PAGE) if command[0] == "fairseq-hydra-train" and len(command) > 1
     )
-    given = dict(word.lstrip("+").split("=", 1) for word in words[1:])
-    assert issubclass(MODEL_REGISTRY[given["model._name"]], PervasiveModel)
-    assert given["task._name"] in TASK_REGISTRY
+    settings = dict(word.lstrip("+").split("=", 1) for word in words[1:])
+    assert issubclass(MODEL_REGISTRY[settings["model._name"]], PervasiveModel)
+    assert settings["task._name"] in TASK_REGISTRY
     model = {field.name for field in dataclasses.fields(PervasiveConfig)}
     task = {field.name for field in dataclasses.fields(PervasiveTranslationConfig)} | {"_name"}
-    for name in given:
+    for name in settings:
         group, _, option = name.partition(".")
         if group in ("model", "task"):
             assert option in (model if group == "model" else task), name

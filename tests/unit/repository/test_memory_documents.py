@@ -21,8 +21,8 @@ PAGE = (ROOT / "docs" / "memory_layers.md").read_text(encoding="utf-8")
 
 def tables() -> list[list[list[str]]]:
     """The cells of every row of every table, the heading first."""
-    found = re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
-    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()] for table in found]
+    blocks = re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
+    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()] for table in blocks]
 
 
 def documented() -> dict[str, list[str]]:
@@ -41,14 +41,14 @@ def test_options_and_defaults() -> None:
     fields = flags(EncoderMemoryOptions) | flags(ProductKeyAdamConfig)
     for precision in ("fp16", "bf16"):
         del fields[f"--memory-efficient-{precision}"]  # fairseq's own, handed through
-    found = documented()
-    assert set(found) == set(fields)
+    in_page = documented()
+    assert set(in_page) == set(fields)
     for flag, field in fields.items():
         default = field.default
         expected = "off" if default is False else "none" if default is None else f"`{default}`"
-        assert found[flag][0] == expected, flag
+        assert in_page[flag][0] == expected, flag
         if choices := getattr(field.type, "__members__", None):
-            assert re.findall(r"`([^`]+)`", found[flag][1]) == [choice.value for choice in choices.values()], flag
+            assert re.findall(r"`([^`]+)`", in_page[flag][1]) == [choice.value for choice in choices.values()], flag
     assert set(flags(MemoryTransformerLMConfig)) == set(flags(EncoderMemoryOptions)) - {"--memory-encoder-layers"}
 
 
@@ -105,7 +105,7 @@ def test_memory_needed() -> None:
 
 
 def test_bytes_exchanged() -> None:
-    """Of the example: T = 1,024, V = 512, H·K = 128."""
+    """The example of the page: T = 1,024, V = 512, H·K = 128."""
     (table,) = (table for table in tables() if table[0][0] == "what is exchanged")
     tokens, dim, bag = 1024, 512, 128
     sizes = [tokens * (4 * dim + 8 * bag), 4 * dim * tokens * bag, 4 * dim * 512**2]
@@ -131,12 +131,12 @@ def test_the_check_of_a_build_fails_where_a_kernel_is_missing() -> None:
 def test_hydra_names() -> None:
     block = PAGE[PAGE.index("    fairseq-hydra-train") :].split("\n\n")[0]
     words = shlex.split(block.replace("\\\n", " "))[1:]
-    given = dict(word.lstrip("+").split("=", 1) for word in words)
-    assert issubclass(ARCH_MODEL_REGISTRY[given["model._name"]], MemoryTransformerModel)
-    assert given["optimizer._name"] == NAME
+    settings = dict(word.lstrip("+").split("=", 1) for word in words)
+    assert issubclass(ARCH_MODEL_REGISTRY[settings["model._name"]], MemoryTransformerModel)
+    assert settings["optimizer._name"] == NAME
     for prefix, options in (("model.", EncoderMemoryOptions), ("optimizer.", ProductKeyAdamConfig)):
         names = {field.name for field in dataclasses.fields(options)} | {"_name"}
-        assert {name.removeprefix(prefix) for name in given if name.startswith(prefix)} <= names
+        assert {name.removeprefix(prefix) for name in settings if name.startswith(prefix)} <= names
 
 
 def test_the_python_example_runs() -> None:

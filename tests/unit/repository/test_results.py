@@ -82,7 +82,7 @@ def record(**changes: Any) -> dict[str, Any]:
         {"name": "a", "bleu": 30.0},
         {"name": "b", "setting": "beam 1", "bleu": 30.25, "difference": {"baseline": "a", "bleu": 0.25}},
     ]
-    given = {
+    values = {
         "kind": "translations",
         "title": "T",
         "corpus": "c",
@@ -96,7 +96,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "signatures": {"BLEU": "s"},
         "systems": systems,
     }
-    return given | changes
+    return values | changes
 
 
 def test_differences_intervals_and_p_are_written_as_they_are_known(tmp_path: Path) -> None:
