@@ -40,6 +40,6 @@ def packed(weight: Tensor) -> Tensor:
     Else it is brought into that layout at every call: three times as slow where there are few rows, as in a step of
     decoding. The copy does not follow the weight's changes.
     """
-    # The layout depends on the number of rows that oneDNN expects. The one for many rows is also the fastest for few, and
-    # it needs no further preparation for a number of rows that has not occurred before.
+    # The layout depends on the number of rows that oneDNN expects. The one for many rows is also the fastest for few,
+    # and it needs no further preparation for a number of rows that has not occurred before.
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 128)

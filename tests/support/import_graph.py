@@ -87,7 +87,11 @@ class Graph:
 
 
 def imports_in(tree: ast.Module, *, package: str, known: set[str]) -> Iterator[Import]:
-    """What a module in `package` imports; `from x import y` imports x.y where that is a known module, otherwise x."""
+    """What a module in `package` imports; `from x import y` imports x.y where that is a known module, otherwise x.
+
+    In a module that calls `import_module`, each string that is the name of a known module counts as an import.
+    """
+    dynamic = any("import_module" in (getattr(node, "attr", ""), getattr(node, "id", "")) for node in ast.walk(tree))
     typed = {
         id(node)
         for branch in ast.walk(tree)
@@ -107,10 +111,8 @@ def imports_in(tree: ast.Module, *, package: str, known: set[str]) -> Iterator[I
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 yield Import(name if name in known else base, node.lineno, id(node) in typed)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module"):
-            name = node.args[0] if node.args else None
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield Import(name.value, node.lineno)
+        elif dynamic and isinstance(node, ast.Constant) and node.value in known:
+            yield Import(node.value, node.lineno)
 
 
 def fork(first: list[str], second: list[str]) -> tuple[str, str, str]:
