@@ -47,11 +47,11 @@ def sets(folder: Path) -> dict[str, int]:
     for stem in sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.xml")}):
         languages = stem.rsplit(".", 1)[1].split("-")
         paths = [folder / f"{stem}.{language}.xml" for language in languages]
-        sides = [wit3.xml_talks(path.read_bytes(), path.name) for path in paths]
-        counts = [[len(talk.sentences) for talk in side] for side in sides]
+        sides = [wit3.xml_documents(path.read_bytes(), path.name) for path in paths]
+        counts = [[len(document.sentences) for document in side] for side in sides]
         assert counts[0] == counts[1], stem
         found[stem] = sum(counts[0])
-        print(f"{stem:<32} {found[stem]:>6,} pairs in {len(counts[0])} talks", flush=True)
+        print(f"{stem:<32} {found[stem]:>6,} pairs in {len(counts[0])} documents", flush=True)
     return found
 
 

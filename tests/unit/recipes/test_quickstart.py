@@ -1,4 +1,4 @@
-"""The embedded corpus: phrases and sentences against hand-written pairs, and what `generate` promises.
+"""The generated corpus: phrases and sentences against hand-written pairs, and what `generate` promises.
 
 The promises: the same pairs everywhere, distinct sentences, one English sentence for each German one.
 """
@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipes.data.quickstart import amounts, frames, moments, nouns, people, phrases, slots
 from recipes.data.quickstart import generator as corpus
-from recipes.data.quickstart import phrases, slots
 from recipes.data.quickstart.phrases import Case, Gender, Pair
 from recipes.data.quickstart.slots import Slot
 
@@ -388,11 +388,11 @@ def test_dates_have_one_english_in_every_case(day: datetime.date, with_weekday: 
 
 # ---- Sentences by hand ---------------------------------------------------------------------------
 
-NAMED = {person.german: person for person in slots.PEOPLE}
-TRAIN = slots.noun("Zug", "m", "train")
-COURSE = slots.noun("Kurs", "m", "course")
-RED_HAT = slots.noun("Hut", "m", "hat", ("rot", "red"))
-BLUE_PICTURE = slots.noun("Bild", "n", "picture", ("blau", "blue"))
+NAMED = {person.german: person for person in people.PEOPLE}
+TRAIN = nouns.noun("Zug", "m", "train")
+COURSE = nouns.noun("Kurs", "m", "course")
+RED_HAT = nouns.noun("Hut", "m", "hat", ("rot", "red"))
+BLUE_PICTURE = nouns.noun("Bild", "n", "picture", ("blau", "blue"))
 
 
 def filled(phrase: Pair) -> slots.Filler:
@@ -416,7 +416,7 @@ def _always(filler: slots.Filler, rng: Random) -> slots.Filler:
             "{past} {who:haben} {who} um {time} {goods}",
             {
                 "past": filled(("am Montag", "on Monday")),
-                "who": slots.person(NAMED["ich"]),
+                "who": people.person(NAMED["ich"]),
                 "time": filled(phrases.clock(5, 50)),
                 "goods": filled(("drei Karten", "three tickets")),
                 "trade": (slots.Forms({"": "gekauft"}), slots.Forms({"": "bought"})),
@@ -426,25 +426,25 @@ def _always(filler: slots.Filler, rng: Random) -> slots.Filler:
         ),
         (
             "{date:am} findet",
-            {"date": slots._date(TUESDAY, with_weekday=True, with_year=False), "event": COURSE},
+            {"date": moments._date(TUESDAY, with_weekday=True, with_year=False), "event": COURSE},
             "Am Dienstag, dem dritten März, findet der Kurs statt.",
             "On Tuesday the third of March the course takes place.",
         ),
         (
             "heute ist {date:der}",
-            {"date": slots._date(TUESDAY, with_weekday=True, with_year=False)},
+            {"date": moments._date(TUESDAY, with_weekday=True, with_year=False)},
             "Heute ist Dienstag, der dritte März.",
             "Today is Tuesday the third of March.",
         ),
         (
             "wir haben heute",
-            {"date": slots._date(TUESDAY, with_weekday=False, with_year=False)},
+            {"date": moments._date(TUESDAY, with_weekday=False, with_year=False)},
             "Wir haben heute den dritten März.",
             "Today is the third of March.",
         ),
         (
             "{who} {who:haben} für {ware:den}",
-            {"who": slots.person(NAMED["meine Freunde"]), "ware": RED_HAT, "price": (1, 0)},
+            {"who": people.person(NAMED["meine Freunde"]), "ware": RED_HAT, "price": (1, 0)},
             "Meine Freunde haben für den roten Hut einen Euro bezahlt.",
             "My friends paid one euro for the red hat.",
         ),
@@ -456,7 +456,7 @@ def _always(filler: slots.Filler, rng: Random) -> slots.Filler:
         ),
         (
             "{who} {who:wissen} nicht",
-            {"who": slots.person(NAMED["wir"]), "ware": RED_HAT, "price": (2, 20)},
+            {"who": people.person(NAMED["wir"]), "ware": RED_HAT, "price": (2, 20)},
             "Wir wissen nicht, ob der rote Hut wirklich zwei Euro zwanzig kostet.",
             "We do not know whether the red hat really costs two euros and twenty cents.",
         ),
@@ -465,7 +465,7 @@ def _always(filler: slots.Filler, rng: Random) -> slots.Filler:
             {
                 "vehicle": TRAIN,
                 "minutes": filled(phrases.cardinal(21)),
-                "who": slots.person(NAMED["sie"]),
+                "who": people.person(NAMED["sie"]),
                 "time": filled(phrases.clock(2, 35)),
             },
             "Weil der Zug einundzwanzig Minuten Verspätung hat, kommt sie erst um fünf nach halb drei an.",
@@ -480,22 +480,22 @@ def _always(filler: slots.Filler, rng: Random) -> slots.Filler:
         (
             "{single} {single:haben} {day:am} Geburtstag",
             {
-                "single": slots.person(NAMED["mein Bruder"]),
-                "day": slots._date(TUESDAY, with_weekday=False, with_year=False),
+                "single": people.person(NAMED["mein Bruder"]),
+                "day": moments._date(TUESDAY, with_weekday=False, with_year=False),
             },
             "Mein Bruder hat am dritten März Geburtstag.",
             "My brother's birthday is on the third of March.",
         ),
         (
             "{year} wurde",
-            {"year": filled(phrases.year(1984)), "building": slots.noun("Brücke", "f", "bridge")},
+            {"year": filled(phrases.year(1984)), "building": nouns.noun("Brücke", "f", "bridge")},
             "Neunzehnhundertvierundachtzig wurde die Brücke gebaut.",
             "In nineteen eighty-four the bridge was built.",
         ),
         (
             "{who} {who:sein} vor {length:dat}",
             {
-                "who": slots.person(NAMED["wir"]),
+                "who": people.person(NAMED["wir"]),
                 "length": (slots.Forms({"dat": "drei Tagen"}), slots.Forms({"": "three days"})),
                 "city": filled(("Köln", "Cologne")),
             },
@@ -510,8 +510,8 @@ def test_sentence(
     for name, filler in fillers.items():
         if name == "price":
             filler = filled(phrases.price(*filler))
-        monkeypatch.setitem(corpus.SLOTS, name, partial(_always, filler))
-    (frame,) = [pair for pairs in corpus.FRAMES.values() for pair in pairs if pair[0].startswith(start)]
+        monkeypatch.setitem(frames.SLOTS, name, partial(_always, filler))
+    (frame,) = [pair for pairs in frames.FRAMES.values() for pair in pairs if pair[0].startswith(start)]
     assert corpus.fill(Random(0), *frame) == (german, english)
 
 
@@ -527,7 +527,7 @@ def test_sentence(
     ],
 )
 def test_inflection_of_nouns(gender: Gender, look: Pair | None, forms: tuple[str, ...]) -> None:
-    german, english = slots.noun("Ton", gender, "sound", look)
+    german, english = nouns.noun("Ton", gender, "sound", look)
     assert tuple(german[name] for name in ("der", "den", "einen", "rel")) == forms
     assert english == ({"the": "the old sound", "a": "an old sound"} if look else {"the": "the sound", "a": "a sound"})
 
@@ -535,17 +535,17 @@ def test_inflection_of_nouns(gender: Gender, look: Pair | None, forms: tuple[str
 @pytest.mark.parametrize(
     ("draw", "starts"),
     [
-        (slots.past_moment, ("gestern Abend um", "gestern Morgen um", "am Montagnachmittag um")),
-        (slots.future_moment, ("morgen Abend um", "morgen früh um", "am Sonntagmorgen um")),
+        (moments.past_moment, ("gestern Abend um", "gestern Morgen um", "am Montagnachmittag um")),
+        (moments.future_moment, ("morgen Abend um", "morgen früh um", "am Sonntagmorgen um")),
         (
-            slots.past,
+            moments.past,
             ("gestern", "letzten Freitag", "vor drei Tagen", "am Montag", "am Dienstag, dem dritten"),
         ),
-        (slots.future, ("morgen", "nächsten Freitag", "in drei Wochen", "am Montag", "am ersten")),
-        (slots.dates, ("vom dritten bis zum", "vom dreißigsten Januar bis zum")),
-        (slots.some_goods, ("eine ", "einen ", "ein ", "zwei rote ", "drei Hüte", "einundzwanzig ")),
-        (slots.at, ("um halb", "um neunzehn Uhr", "gegen halb", "kurz vor", "kurz nach")),
-        (slots.ride, ("eine halbe Stunde", "anderthalb", "zweieinhalb", "eine Stunde und", "zwölf Minuten")),
+        (moments.future, ("morgen", "nächsten Freitag", "in drei Wochen", "am Montag", "am ersten")),
+        (moments.dates, ("vom dritten bis zum", "vom dreißigsten Januar bis zum")),
+        (nouns.some_goods, ("eine ", "einen ", "ein ", "zwei rote ", "drei Hüte", "einundzwanzig ")),
+        (moments.at, ("um halb", "um neunzehn Uhr", "gegen halb", "kurz vor", "kurz nach")),
+        (amounts.ride, ("eine halbe Stunde", "anderthalb", "zweieinhalb", "eine Stunde und", "zwölf Minuten")),
     ],
 )
 def test_slots_reach_their_forms(draw: Slot, starts: tuple[str, ...]) -> None:
@@ -557,7 +557,7 @@ def test_slots_reach_their_forms(draw: Slot, starts: tuple[str, ...]) -> None:
 def test_a_price_changes_in_the_direction_the_frame_says() -> None:
     rng = Random(2)
     for _ in range(300):
-        german, english = slots.change(rng)
+        german, english = amounts.change(rng)
         assert german["up"] != german["down"]
         first, second = groups(r"from (.*) to (.*)", english["up"])
         assert english["down"] == f"from {second} to {first}"
@@ -576,7 +576,7 @@ def test_equations_are_true() -> None:
     act = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__, "divided by": int.__floordiv__}
     signs: Counter[str] = Counter()
     for _ in range(400):
-        german, english = (filler[""] for filler in slots.equation(rng))
+        german, english = (filler[""] for filler in amounts.equation(rng))
         left, sign, right, result = groups(r"(.*) (plus|minus|times|divided by) (.*) is (.*)", english)
         signs[sign] += 1
         assert act[sign](read_english(left), read_english(right)) == read_english(result)
@@ -650,16 +650,16 @@ def test_a_learnable_vocabulary(splits: dict[str, list[Pair]]) -> None:
 def test_mixture_of_kinds() -> None:
     rng = Random(4)
     kinds = Counter(corpus.draw(rng).kind for _ in range(5_000))
-    assert set(kinds) == set(corpus.FRAMES) == set(corpus.SHARES)
-    total = sum(corpus.SHARES.values())
-    for kind, share in corpus.SHARES.items():
+    assert set(kinds) == set(frames.FRAMES) == set(frames.SHARES)
+    total = sum(frames.SHARES.values())
+    for kind, share in frames.SHARES.items():
         assert abs(kinds[kind] / 5_000 - share / total) < 0.03
 
 
-@pytest.mark.parametrize("kind", list(corpus.FRAMES))
+@pytest.mark.parametrize("kind", list(frames.FRAMES))
 def test_every_frame_can_be_filled(kind: str) -> None:
     rng = Random(6)
-    for frame in corpus.FRAMES[kind]:
+    for frame in frames.FRAMES[kind]:
         assert set(corpus._slots(frame[0])) >= set(corpus._slots(frame[1]))
         drawn = {corpus.fill(rng, *frame) for _ in range(60)}
         assert len(drawn) > 8, frame
@@ -668,15 +668,15 @@ def test_every_frame_can_be_filled(kind: str) -> None:
 def test_every_slot_is_used() -> None:
     used = {
         name.rstrip("0123456789")
-        for pairs in corpus.FRAMES.values()
+        for pairs in frames.FRAMES.values()
         for german, _ in pairs
         for name in corpus._slots(german)
     }
-    assert used == set(corpus.SLOTS)
+    assert used == set(frames.SLOTS)
 
 
 def test_sizes_that_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="at most 100,000 distinct pairs, asked for 100,001"):
+    with pytest.raises(ValueError, match="at most 100,000 distinct pairs, requested 100,001"):
         corpus.generate(1, {"train": 100_000, "test": 1})
     with pytest.raises(ValueError, match="must not be negative"):
         corpus.generate(1, {"train": -1, "test": 5})
