@@ -79,8 +79,8 @@ class MemoryOptions(FairseqDataclass):
     memory_backend: ChoiceEnum(ops.BACKENDS) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "implementation of the memories: compiled kernels for the CPU or for CUDA (an error if they are "
-            "not built), PyTorch's own operators, or the kernels where they are built and take the tensors"
+            "help": "implementation of the memories; cpu, cuda: compiled kernels for that device (an error if they are "
+            "not built); torch: PyTorch's own operators; auto: the kernels where they are built and take the tensors"
         },
     )
 

@@ -1,4 +1,4 @@
-"""The plugin through fairseq's real command lines: training, resuming, decoding, both doors for options."""
+"""The plugin through fairseq's real command lines: training, resuming, decoding, options by flags and by Hydra."""
 
 import re
 import shutil
@@ -194,7 +194,7 @@ def test_hydra_gives_the_same_translator(trained: Path, tmp_path: Path, tiny_cor
 LM = {"decoder_layers": 2, "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2}
 
 
-def test_the_language_model_by_both_doors(tmp_path: Path, tiny_corpus: Path) -> None:
+def test_the_language_model_by_flags_and_by_hydra(tmp_path: Path, tiny_corpus: Path) -> None:
     """The data's first language alone; fairseq-eval-lm reads the checkpoint."""
     data = tmp_path / "data"
     data.mkdir()

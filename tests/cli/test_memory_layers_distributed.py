@@ -1,4 +1,4 @@
-"""Memories on two processes, by the real command line: the table replicated, and sharded by columns."""
+"""Memories on two processes, by the real command line: tables replicated, and sharded by columns."""
 
 import re
 import shutil
@@ -94,7 +94,7 @@ def test_sharded_equals_one_process_to_rounding(trainings: dict[str, tuple[Path,
 
 
 def test_what_is_exchanged_is_logged_and_grows_with_the_tokens(trainings: dict[str, tuple[Path, str]]) -> None:
-    """Each real token is sent once a memory: its gradient (float32), its slots (int32) and their weights (float32)."""
+    """Each real token is sent once per memory: its gradient (float32), slots (int32) and weights (float32)."""
     assert not logged(trainings["one"][1], "memory_kb_received")
     received = logged(trainings["replicated"][1], "memory_kb_received")
     assert len(received) == UPDATES
@@ -144,7 +144,7 @@ def test_a_sharded_tables_state_is_the_first_processs(steps: list[dict[tuple[boo
 
 
 def test_a_sharded_training_that_diverges_ends_in_one_line(tmp_path: Path, tiny_corpus: Path) -> None:
-    """In all processes; the first one does not wait for the others' parts of a checkpoint."""
+    """All processes end; the first one does not wait for the others' parts of a checkpoint."""
     for command in on_two(tmp_path, tiny_corpus, "--memory-sharded", "--lr", 1e30):
         assert command.status == 1
         assert any("the training diverged (gradients are not finite)" in line for line in command.errors)

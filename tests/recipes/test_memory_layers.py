@@ -21,7 +21,7 @@ from tests.support.recipe_runs import ROOT, recipe, refused
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A folder with a model file, memory.yaml, and what was trained by it on the corpus `toy`."""
+    """A folder with a model file, memory.yaml, and a run trained with it on the corpus `toy`."""
     folder = tmp_path_factory.mktemp("memory")
     more = "arch: memory_transformer\n  memory-keys: 12\n  memory-topk: 3\n  memory-heads: 2\n  memory-key-dim: 16"
     text = recipe_runs.MODEL.replace("arch: transformer", more).replace(
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
-def test_an_evaluation_tells_which_slots_were_read(trained: Path, data: Path) -> None:
+def test_an_evaluation_reports_the_slots_that_are_read(trained: Path, data: Path) -> None:
     done = recipe("evaluate", "toy", trained / "memory.yaml", "--data", data, "--runs", trained / "runs", "--cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = trained / "runs/toy/memory/evaluation"
@@ -95,7 +95,7 @@ train:
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A folder with lm.yaml, and what was trained by it on the target side of the corpus `toy`."""
+    """A folder with lm.yaml, and a run trained with it on the target side of the corpus `toy`."""
     folder = tmp_path_factory.mktemp("lm")
     (folder / "lm.yaml").write_text(LANGUAGE_MODEL, encoding="utf-8")
     done = recipe("train", "toy", folder / "lm.yaml", "--data", data, "--runs", folder / "runs", "--cpu")
@@ -105,7 +105,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path
 
 
 def test_a_language_model_is_scored_by_its_perplexity(language_model: Path, data: Path) -> None:
-    """The second formulation: each sentence alone, its pieces from the sentencepiece model, in float64."""
+    """A second formulation: each sentence alone, its tokens from the sentencepiece model, in float64."""
     call = ["toy", language_model / "lm.yaml", "--data", data, "--runs", language_model / "runs", "--cpu"]
     done = recipe("evaluate", *call)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -136,7 +136,7 @@ def test_a_language_model_is_scored_by_its_perplexity(language_model: Path, data
 
 
 def test_a_corpus_of_an_earlier_version_is_refused(language_model: Path, data: Path, tmp_path: Path) -> None:
-    """It has no bin/en, nor does it claim to."""
+    """It has no bin/en, and its description names none."""
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data/toy/bin/en")
     description = tmp_path / "data/toy/corpus.json"

@@ -1,4 +1,4 @@
-"""The definition of product-key selection by brute force over all N·N slots, in NumPy, and score rows that are hard.
+"""The definition of product-key selection by brute force over all N·N slots, in NumPy, and difficult rows of scores.
 
 Axes: R rows (tokens and heads), N sub-keys per half, K selected slots.
 """

@@ -269,11 +269,13 @@ def test_checkpointed_layers_take_one_step_of_batch_norm() -> None:
         torch.testing.assert_close(results[1][name], value)
 
 
-def test_checkpointed_layers_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("option", ["checkpoint_activations", "offload_activations"])
+def test_checkpointed_layers_give_the_same_gradients(option: str) -> None:
     """--checkpoint-activations computes the layer twice; the row gradients come once, whatever batch came between."""
     results = []
-    for options in ({}, dict(checkpoint_activations=True)):
+    for options in ({}, {option: True}):
         model = translator(memory_query_norm="layer", **options)
+        assert ("precheckpoint_forward" in vars(model.decoder.layers[1])) == bool(options)
         losses = [
             logits(model, sentences(*lengths), sentences(*lengths, seed=1)).square().mean()
             for lengths in ((7, 3), (4, 5, 2))
