@@ -1,7 +1,7 @@
-"""Look at a binarised corpus before training on it, and say in one line what is wrong with it.
+"""Checks of binarised data before a training: one line says what is wrong.
 
 fairseq's own messages name neither file nor cause (`cannot mmap an empty file`, `index out of range in self`),
-and reversed languages train without a word.
+and reversed languages train silently.
 """
 
 import os
@@ -13,13 +13,14 @@ import numpy
 from thoth_core.errors import UserError
 
 REMEDY = "prepare the data again"
-TOKENS_CHECKED = 20_000_000  # of each file, against the dictionary: a fraction of a second
+TOKENS_CHECKED = 20_000_000  # per file, against the dictionary: they take a fraction of a second
 
 
 def check(cfg: Any) -> None:
     """Check the data that a training's configuration names, if its task is a translation.
 
-    Raises UserError: folder, dictionary or split missing, empty or truncated, or languages reversed.
+    Raises:
+        UserError: the folder, a dictionary or a split is missing, empty or truncated, or the languages are reversed.
     """
     data, source, target = (getattr(cfg.task, name, None) for name in ("data", "source_lang", "target_lang"))
     if not isinstance(data, str) or not all(hasattr(cfg.task, name) for name in ("source_lang", "target_lang")):
@@ -33,7 +34,7 @@ def check(cfg: Any) -> None:
 
 
 def check_folder(folder: Path, source: str | None, target: str | None, splits: list[str]) -> None:
-    """Check the splits and dictionaries of one folder of fairseq-preprocess's, as `check` does."""
+    """Check the splits and dictionaries of one folder that fairseq-preprocess wrote. Raises as `check`."""
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist; give the folder that fairseq-preprocess wrote")
     if source is None or target is None:
@@ -50,7 +51,7 @@ def check_folder(folder: Path, source: str | None, target: str | None, splits: l
         if backward.exists():
             raise UserError(
                 f"languages reversed: {folder} holds {target}-{source}, but --source-lang {source} --target-lang "
-                f"{target} is given; exchange them, or binarise {source}-{target} into a folder of its own"
+                f"{target} is given; swap them, or binarise {source}-{target} into a folder of its own"
             )
     sizes = {language: _check_dictionary(folder, language) for language in (source, target)}
     for split in splits:
@@ -70,7 +71,7 @@ def _prefix(folder: Path, split: str, source: str, target: str, language: str) -
 
 
 def _check_dictionary(folder: Path, language: str) -> int:
-    """Return the number of symbols of folder/dict.LANGUAGE.txt, fairseq's own four included."""
+    """The number of symbols of folder/dict.LANGUAGE.txt, fairseq's own four included."""
     from fairseq.data import Dictionary
 
     path = folder / f"dict.{language}.txt"
@@ -87,7 +88,7 @@ def _check_dictionary(folder: Path, language: str) -> int:
 
 
 def _check_split(folder: Path, split: str, source: str, target: str, language: str, symbols: int) -> int | None:
-    """Return the number of sentences of one language of a split; None if it is not in the mmap format."""
+    """The number of sentences of one language of a split; None if it is not in the mmap format."""
     from fairseq.data.indexed_dataset import MMapIndexedDataset
 
     index, binary = (folder / f"{split}.{source}-{target}.{language}.{kind}" for kind in ("idx", "bin"))
@@ -116,6 +117,6 @@ def _check_split(folder: Path, split: str, source: str, target: str, language: s
     if largest >= symbols:
         raise UserError(
             f"dictionary {folder}/dict.{language}.txt has {symbols} symbols, but {binary.name} uses number "
-            f"{largest}: it is truncated, or another corpus's; {REMEDY}"
+            f"{largest}: it is truncated, or belongs to another corpus; {REMEDY}"
         )
     return len(sizes)

@@ -60,6 +60,12 @@ def install_hook() -> None:
 _OURS = "_fairseq_compat_hook"
 
 
+# The failure of one process of a training is the consequence of another's.
+ANOTHER_PROCESS = (
+    "another process of this training ended or cannot be reached (its own message may say why); "
+    "start the same command again, which resumes"
+)
+
 # Errors of fairseq and torch by their messages, and what to say instead; groups of the pattern fill the text.
 KNOWN: tuple[tuple[str, str], ...] = (
     (
@@ -122,8 +128,7 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(?i)connection (?:closed|reset) by|broken pipe|gloo.*timed? ?out|NCCL.*(?:timeout|aborted|remote process)",
-        "another process of this training ended or cannot be reached (its own message may say why); "
-        "start the same command again, which resumes",
+        ANOTHER_PROCESS,
     ),
     (r"No space left on device", "no space left on device; free some and start the same command again"),
 )

@@ -1,4 +1,4 @@
-"""Quiet logs: known noise of fairseq and what it stands on is left out, its progress and every warning of use stay."""
+"""Quiet logs: known noise of fairseq and its libraries is left out; progress and useful warnings stay."""
 
 import logging
 import re
@@ -16,10 +16,10 @@ WARNINGS = (
     r"Support for mismatched key_padding_mask and attn_mask is deprecated",
 )
 
-# Log lines (logger, beginning of the message) without news: fairseq's inner steps, and features not used here.
+# Log lines (logger, beginning of the message) without information: inner steps, and features that are not used.
 MESSAGES = (
     ("fairseq.tasks.text_to_speech", "Please install tensorboardX"),
-    ("fairseq_cli.train", "{'_name': None, 'common': "),  # all options, 10 KB; they stand in each checkpoint
+    ("fairseq_cli.train", "{'_name': None, 'common': "),  # all options, 10 KB; every checkpoint holds them
     ("fairseq_cli.train", "num. expert model params: 0 "),
     ("fairseq_cli.train", "Start iterating over samples"),
     ("fairseq_cli.train", "begin dry-run validation"),
@@ -43,7 +43,7 @@ def is_noise(record: logging.LogRecord) -> bool:
 
 
 def quiet() -> None:
-    """Leave the named noise out. Call it before fairseq is imported, and again after it has set up its logging."""
+    """Leave the noise out. Call it before fairseq is imported, and again after fairseq has set up its logging."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for handler in logging.getLogger().handlers:

@@ -66,7 +66,7 @@ class Reporter:
 
     def figures(self, kind: str, stats: Mapping[str, Any], **more: Any) -> None:
         """Report fairseq's figures `stats` of a log interval, an epoch or a validation."""
-        seconds = round(self.trainer.cumulative_training_time(), 3)
+        seconds = round(float(self.trainer.cumulative_training_time()), 3)  # a tensor with several processes
         event: dict[str, Any] = {"kind": kind, "seconds": seconds, "updates": self.trainer.get_num_updates(), **more}
         for name, figure in stats.items():
             value = as_number(figure)

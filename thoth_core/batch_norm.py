@@ -1,4 +1,4 @@
-"""Batch norm whose running statistics outlive half precision and an average of parameters."""
+"""Batch norm whose running statistics survive half precision and averages of checkpoints."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """PyTorch's with a fixed momentum, running statistics (C,) in float32 or better, and no count of batches.
+    """PyTorch's batch norm with a fixed momentum, running statistics (C,) in float32 or wider, and no batch count.
 
-    In a module of half precision they stay in float32: rounded after every batch they would fall short. The count is
-    for a momentum that is not fixed, and fairseq's --store-ema averages floating-point tensors only.
+    In a module of half precision the statistics stay in float32: rounding after every batch would lose small changes.
+    The count is for a momentum that is not fixed, and fairseq's --store-ema averages floating-point tensors only.
     """
 
     running_mean: Tensor
@@ -22,8 +22,8 @@ class BatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked = None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of an earlier version
-        # A state dict that says no version is not one of before there was a count: none is to be added.
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # earlier versions of this class had it
+        # PyTorch would add a count to a state dict without a version, which it takes for one of an old PyTorch.
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -10,18 +10,18 @@ class UserError(Exception):
 
 
 class OptionError(UserError, ValueError):
-    """A model or task cannot be built with these options: a ValueError to who calls from Python."""
+    """A model or task cannot be built with these options. For callers from Python it is a ValueError too."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which batch systems end a job, where `end_as_by_ctrl_c` was called."""
+    """SIGTERM, by which batch systems end a job, after `end_as_by_ctrl_c`."""
 
 
 def end_as_by_ctrl_c() -> None:
-    """From now on let SIGTERM end this process as Ctrl-C does: what was begun is put away first."""
+    """From now on, let SIGTERM end this process as Ctrl-C does, so that it cleans up first."""
 
     def terminate(number: int, _: FrameType | None) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # a second one would leave what the first has begun to put away
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the cleaning up
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)

@@ -7,7 +7,7 @@ import torch
 
 
 def load_beside(module: str) -> bool:
-    """Load the extension ``_C`` that lies beside the file ``module``, if any, and say whether there was one.
+    """Load the extension ``_C`` beside the file ``module``, if there is one. Returns whether there is.
 
     Raises:
         ImportError: it was built against another PyTorch.

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, which PyTorch brings along, where that is faster than MKL: few rows, or small matrices.
+"""Matrix products by oneDNN, which PyTorch contains: faster than MKL for few rows or small matrices.
 
 Axes: ... any, I inputs and O outputs of a linear layer.
 """
@@ -30,16 +30,15 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """activation(x weightᵀ + bias), ``none`` or ``relu``: (..., I), (O, I), (O,) → (..., O). It has no gradient."""
+    """activation(x weightᵀ + bias), ``none`` or ``relu``: (..., I), (O, I), (O,) → (..., O). No gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A copy of ``weight`` (O, I) in oneDNN's own layout.
+    """A copy of ``weight`` (O, I) in oneDNN's own layout, which does not follow later changes of the weight.
 
-    Else it is brought into that layout at every call: three times as slow where there are few rows, as in a step of
-    decoding. The copy does not follow the weight's changes.
+    Without it, every call converts the weight: three times as slow for few rows, as in a decoding step.
     """
-    # The layout depends on the number of rows that oneDNN expects. The one for many rows is also the fastest for few,
-    # and it needs no further preparation for a number of rows that has not occurred before.
+    # The layout depends on the number of rows that oneDNN expects. That for many rows is the faster one for few rows
+    # too, and oneDNN then needs no preparation for a number of rows that it has not seen.
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 128)

@@ -94,6 +94,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
     if arguments.dry_run or arguments.measure:
         print_plan(plan, arguments.measure)
         return
+    plan.command()  # refuses a missing plugin before anything is written
     plan.run.create()
     if plan.devices.machines.rank > 0:
         session.join(plan)

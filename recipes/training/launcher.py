@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import IO
 
 from fairseq_compat import events
+from fairseq_compat.errors import ANOTHER_PROCESS
 from recipes.storage.locks import Lock
 from recipes.storage.provenance import ROOT
 from recipes.training.devices import Devices
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+_EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception)\b")
 
 INTERVAL = 0.1  # seconds between two looks at the reported events
 
@@ -193,9 +196,7 @@ def cause(lines: Sequence[str]) -> str:
     errors = [match[1] for line in lines if (match := re.search(r"\berror: (.+)$", line))]
     if errors:
         return errors[-1]
-    exceptions = [
-        line.strip() for line in lines if re.match(r"(?:\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception)\b", line)
-    ]
+    exceptions = [line.strip() for line in lines if _EXCEPTION.match(line)]
     # torchrun closes with its own ChildFailedError: the worker's comes before it.
     workers = [line for line in exceptions if "ChildFailedError" not in line]
     if workers:
@@ -205,6 +206,12 @@ def cause(lines: Sequence[str]) -> str:
 
 def failure(status: int, errors: Sequence[str], lines: Sequence[str]) -> str:
     """Why a training ended with `status` other than 0, from the errors that it reported and the lines it printed."""
-    if errors:
-        return errors[0]  # the others may be consequences, in other processes
-    return f"ended by signal {-status}" if status < 0 else cause(lines)
+    causes = [error for error in errors if error != ANOTHER_PROCESS]
+    if causes:
+        return causes[0]  # the others may be consequences, in other processes
+    if status < 0:
+        return f"ended by signal {-status}"
+    # A process that crashed prints its exception; one that was killed prints nothing.
+    exceptions = [line for line in lines if not line.endswith(ANOTHER_PROCESS)]
+    crash = cause(exceptions)
+    return crash if not errors or _EXCEPTION.match(crash) else errors[0]

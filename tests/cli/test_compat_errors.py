@@ -76,10 +76,10 @@ def test_faults_of_the_data_are_named(tmp_path, tiny_corpus, name):
     data.check_folder(folder, None, None, SPLITS)
     damage, _, message = FAULTS[name]
     damage(folder)
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as error:
         data.check_folder(folder, "de", "en", SPLITS)
-    assert "prepare the data again" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "prepare the data again" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["empty bin", "cut bin", "cut dictionaries", "missing split"])
@@ -196,7 +196,7 @@ def test_the_cause_is_found_behind_other_errors():
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "output"),
     [
         ("return None", 0, ""),
         ("return 3", 3, ""),
@@ -209,12 +209,12 @@ def test_the_cause_is_found_behind_other_errors():
         ),
     ],
 )
-def test_main(capsys, body, status, told):
+def test_main(capsys, body, status, output):
     scope: dict = {"UserError": UserError}
     exec(f"def function():\n    {body}", scope)
     with pytest.raises(SystemExit) as end:
         errors.main(scope["function"])
-    assert (end.value.code, capsys.readouterr().err) == (status, told)
+    assert (end.value.code, capsys.readouterr().err) == (status, output)
 
 
 def test_main_leaves_unknown_errors_their_traceback():
@@ -235,16 +235,16 @@ fairseq_compat.install()
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "last"),
     [
         ("raise UserError('give --max-grid-cells a number')", "error: give --max-grid-cells a number"),
         ("open('/nope')", "previous hook: FileNotFoundError"),  # fairseq's errors and the user's own
         ("raise ValueError('cannot mmap an empty file')", "previous hook: ValueError"),
     ],
 )
-def test_the_hook_handles_our_errors_only(statement: str, told: str) -> None:
+def test_the_hook_handles_our_errors_only(statement: str, last: str) -> None:
     result = subprocess.run([sys.executable, "-c", PROGRAM.format(statement=statement)], capture_output=True, text=True)
-    assert (result.returncode, result.stderr.splitlines()[-1:]) == (1, [told])
+    assert (result.returncode, result.stderr.splitlines()[-1:]) == (1, [last])
     assert "Traceback" not in result.stderr
 
 

@@ -201,7 +201,7 @@ def test_bf16_asks_fairseq_for_xla(tmp_path, tiny_corpus):
     fault = run(tmp_path / "log", "fairseq-train", tiny_corpus, *TINY, *save, "--bf16")
     assert fault.status == 1
     assert "xla" in fault.output.lower().rsplit("Traceback", 1)[-1]
-    # Mended: see test_resuming_is_exact_in_half_precision.
+    # Fixed: see test_resuming_is_exact_in_half_precision.
 
 
 def test_fp16_asks_fairseq_for_cuda(tmp_path, tiny_corpus):

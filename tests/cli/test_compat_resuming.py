@@ -166,7 +166,7 @@ def test_training_goes_on_from_the_newest_readable_checkpoint(tmp_path, tiny_cor
 
 
 def test_a_first_save_that_was_interrupted_is_no_new_beginning(tmp_path, tiny_corpus, finished):
-    """checkpoint_1_4.pt is written before checkpoint_last.pt: without the latter, fairseq begins anew."""
+    """checkpoint_1_4.pt is written before checkpoint_last.pt: without the latter, fairseq starts from scratch."""
     for name in ("fault", "run"):
         (tmp_path / name).mkdir()
         shutil.copy(finished / "checkpoint_1_4.pt", tmp_path / name)
@@ -207,14 +207,16 @@ def test_resuming_tells_the_scheduler_what_it_has_missed(tmp_path, tiny_corpus, 
 
 
 def test_resuming_at_the_end_of_an_epoch_tells_of_the_whole_log_interval(tmp_path, tiny_corpus):
-    """The mean of updates 13, the epoch's last, to 15 is told at 15, as without interruption."""
+    """The mean of updates 13, the epoch's last, to 15 is reported at 15, as without interruption."""
     interval = ("--log-interval", 3)
     whole = train(tmp_path / "whole", tiny_corpus, *interval)
     folder = restart_from(tmp_path / "whole/checkpoint1.pt", tmp_path / "resumed")
     resumed = train(folder, tiny_corpus, *interval)
-    told = [re.findall(r"loss=([\d.]+), nll_loss=([\d.]+), .*num_updates=15,", run.output) for run in (whole, resumed)]
-    assert len(told[0]) == 1
-    assert told[0] == told[1]
+    losses = [
+        re.findall(r"loss=([\d.]+), nll_loss=([\d.]+), .*num_updates=15,", run.output) for run in (whole, resumed)
+    ]
+    assert len(losses[0]) == 1
+    assert losses[0] == losses[1]
 
 
 def test_no_readable_checkpoint_is_an_error(tmp_path):

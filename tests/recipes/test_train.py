@@ -103,7 +103,7 @@ def test_dry_run_prints_command_and_size(data: Path, mini: Path, finished: Path,
     assert done.returncode == 0, done.stderr
     record = Run(finished / "toy/mini").record()
     assert record is not None
-    assert f"parameters: {record['parameters']:,}" in done.stdout
+    assert f"parameters: {record.parameters:,}" in done.stdout
     assert "--lr 0.5" in done.stdout
     assert "--dropout 0.7" in done.stdout
     assert "--max-tokens 400" in done.stdout

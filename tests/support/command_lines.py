@@ -2,7 +2,7 @@
 
 Starting Python and importing fairseq takes seconds. Here a server process imports it once and is forked for each
 command, which then runs as it would from a shell: its own arguments, environment, output and exit status. The
-server has no plugin loaded and none of fairseq_compat's mends, so the faults of the bare host can be shown as well.
+server has no plugin loaded and none of fairseq_compat's fixes, so the faults of fairseq can be shown as well.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ from pathlib import Path
 
 PRELOAD = ["fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.interactive", "fairseq_cli.validate"]
 
-# The arguments of a tiny transformer's training that takes about a second: 13 updates an epoch on `tiny_corpus`.
+# The arguments of a tiny Transformer's training of about a second: 13 updates per epoch on `tiny_corpus`.
 TINY = """
     --cpu --arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16
     --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2
@@ -44,7 +44,7 @@ class Command:
 
     @property
     def errors(self) -> list[str]:
-        """The lines that are ours to the user."""
+        """Our error lines."""
         return [line for line in self.output.splitlines() if line.startswith("error: ")]
 
     @property
@@ -70,7 +70,7 @@ class Command:
 
 
 def start(log: Path, program: str, *arguments: object, env: Mapping[str, str] | None = None) -> Command:
-    """Start `program`: a console script of fairseq's (`fairseq-train`) or a module (`fairseq_compat.train`)."""
+    """Start `program`: a command of fairseq's (`fairseq-train`) or a module (`fairseq_compat.train`)."""
     log.unlink(missing_ok=True)
     words = [str(argument) for argument in arguments]
     process = _context.Process(target=_run, args=(str(log), program, words, dict(env or {}), os.getcwd()))

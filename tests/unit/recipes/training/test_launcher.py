@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from fairseq_compat import events
+from fairseq_compat.errors import ANOTHER_PROCESS
 from recipes.training import launcher
 
 
@@ -48,6 +49,10 @@ def test_a_signal_is_a_negative_status(tmp_path: Path) -> None:
 
 def test_the_first_reported_error_is_the_cause() -> None:
     assert launcher.failure(1, ["--lr is 1 in process 1", "another process ended"], ["KeyError: 1"]).startswith("--lr")
+    torchrun = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+    crash = ["[rank0]: KeyError: 1", f"error: {ANOTHER_PROCESS}", torchrun]
+    assert launcher.failure(1, [ANOTHER_PROCESS], crash) == "[rank0]: KeyError: 1"
+    assert launcher.failure(1, [ANOTHER_PROCESS], [f"error: {ANOTHER_PROCESS}", torchrun]) == ANOTHER_PROCESS
 
 
 def test_the_cause_of_a_failure_is_found() -> None:
