@@ -196,12 +196,14 @@ def cause(lines: Sequence[str]) -> str:
     errors = [match[1] for line in lines if (match := re.search(r"\berror: (.+)$", line))]
     if errors:
         return errors[-1]
-    exceptions = [line.strip() for line in lines if _EXCEPTION.match(line)]
-    # torchrun closes with its own ChildFailedError: the worker's comes before it.
-    workers = [line for line in exceptions if "ChildFailedError" not in line]
-    if workers:
-        return workers[-1]
+    if exceptions := _exceptions(lines):
+        return exceptions[-1]
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def _exceptions(lines: Sequence[str]) -> list[str]:
+    """The last lines of tracebacks, without torchrun's own ChildFailedError, which follows the worker's exception."""
+    return [line.strip() for line in lines if _EXCEPTION.match(line) and "ChildFailedError" not in line]
 
 
 def failure(status: int, errors: Sequence[str], lines: Sequence[str]) -> str:
@@ -211,7 +213,6 @@ def failure(status: int, errors: Sequence[str], lines: Sequence[str]) -> str:
         return causes[0]  # the others may be consequences, in other processes
     if status < 0:
         return f"ended by signal {-status}"
-    # A process that crashed prints its exception; one that was killed prints nothing.
-    exceptions = [line for line in lines if not line.endswith(ANOTHER_PROCESS)]
-    crash = cause(exceptions)
-    return crash if not errors or _EXCEPTION.match(crash) else errors[0]
+    if exceptions := _exceptions(lines):  # of a process that crashed; one that was killed prints none
+        return exceptions[-1]
+    return errors[0] if errors else cause(lines)
