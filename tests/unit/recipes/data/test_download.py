@@ -154,3 +154,66 @@ def test_two_downloads_at_once_fetch_once(server: Server, tmp_path: Path) -> Non
     assert (tmp_path / "a").read_bytes() == CONTENT
     assert not (tmp_path / "a.part").exists()
     assert len(server.requested) == 1
+
+
+# --- the Hugging Face hub -----------------------------------------------------------------------------------
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT as one file of a data set, as the hub does."""
+
+    def do_HEAD(self) -> None:
+        self._send(body=False)
+
+    def do_GET(self) -> None:
+        self._send(body=True)
+
+    def _send(self, *, body: bool) -> None:
+        if self.path != f"/datasets/IWSLT/iwslt/resolve/{'a' * 40}/data/de/de-en.tgz":
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("ETag", '"of the content"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if body:
+            self.wfile.write(CONTENT)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of the folder of a data set."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/datasets/IWSLT/iwslt/resolve/{'a' * 40}/data/de"
+        running.shutdown()
+        thread.join()
+
+
+def test_a_file_of_the_hub(hub: str, tmp_path: Path) -> None:
+    download(f"{hub}/de-en.tgz", tmp_path / "new" / "a", SUM)
+    assert (tmp_path / "new" / "a").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_a_file_of_the_hub_with_another_sum(hub: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"what came has the SHA-256 {SUM}, but {'0' * 64} was expected"):
+        download(f"{hub}/de-en.tgz", tmp_path / "new" / "a", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_hub_does_not_have(hub: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fr-en\.tgz: cannot be fetched .*--from ARCHIVE") as caught:
+        download(f"{hub}/fr-en.tgz", tmp_path / "new" / "a", SUM)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
