@@ -1,9 +1,10 @@
 """``depth_adaptive_transformer``: fairseq's Transformer with a decoder that may stop after any block."""
 
+import copy
 import logging
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
@@ -64,6 +65,16 @@ class DepthAdaptiveTransformerModel(TransformerModel):
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Decoder:
         return Decoder(args, tgt_dict, embed_tokens, no_encoder_attn=getattr(args, "no_cross_attention", False))
+
+    def with_exits(self, options: DepthOptions) -> Self:
+        """A twin of this model with the same modules, whose decoder chooses exits by ``options``.
+
+        This model stays as it is: the two can translate at the same time.
+        """
+        twin, decoder = copy.copy(self), copy.copy(self.decoder)
+        decoder.choose(options)
+        twin._modules = {**self._modules, "decoder": decoder}
+        return twin
 
     def operations(self, exits: Tensor, source_lengths: Tensor) -> tuple[Flops, Flops]:
         """The operations of decoding tokens that left at ``exits`` by the current policy, and those of full depth.

@@ -105,7 +105,9 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
             print(f"{plan.run.folder} is finished ({earlier.reason}, {earlier.updates or 0:,} updates).")
         else:
             session.train(plan, call, earlier, lock)
-    print(f"Score it with: {commands.same_run('recipes/evaluate.sh', arguments)}")
+    where = {"data": arguments.data, "runs": arguments.runs}
+    evaluate = commands.same_run("recipes/evaluate.sh", corpus=arguments.corpus, model=arguments.model, **where)
+    print(f"Score it with: {evaluate}")
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
+from thoth_core.errors import UserError
+
 T = TypeVar("T")
 
 INTERVAL = 10.0  # seconds between two lines of progress where there is no terminal to draw a bar on
@@ -48,3 +50,15 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def missing_modules_explained() -> Iterator[None]:
+    """Turn an import of a module that is not installed into a UserError with the remedy."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{sys.executable} has no module {error.name}: install this checkout into it (pip install -e .), "
+            "or name another Python with the variable PYTHON"
+        ) from None

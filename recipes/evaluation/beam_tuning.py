@@ -1,77 +1,118 @@
-"""tuning*.json: the search that recipes/tune.sh found on the validation set, for recipes/evaluate.sh --tuned."""
+"""Beam size and length penalty chosen on the validation set, and tuning*.json, which keeps them."""
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from recipes.config import schema
-from recipes.config.schema import Value
-from recipes.storage import commands, naming
+from pydantic import Field
+
+from recipes.evaluation.selection import Selection
+from recipes.metrics.results import Facts, ModelFacts, SearchOptions, TunedSearch, TuningRow
 from thoth_core.errors import UserError
 
-if TYPE_CHECKING:
-    from recipes.cli.evaluate import Chosen
-
 SPLIT = "valid"  # the only one: a search chosen on the test set would flatter itself
-# What the search is not chosen from, and what does not move the result.
+BEAMS = (1, 4, 5, 8)
+LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 2.5, 3.0)  # each costs only a ranking
+# Options of the search that are tuned, or do not affect the scores.
 FREE = ("beam", "lenpen", "max-tokens")
-KINDS: dict[str, Any] = {
-    "beam": Value(int, minimum=1, maximum=1000),
-    "lenpen": Value(float, minimum=-100, maximum=100),
-    **dict.fromkeys(("split", "bleu_signature", "command"), Value(str)),
-    "commit": Value((str, type(None))),
-    "rows": [],
-    "search": {},
-    "parameters_of_models": [],
-}
 
 
-def place(chosen: "Chosen", arguments: argparse.Namespace) -> Path:
-    """The file; another for other parameters, other models of an ensemble or other options of the model."""
-    return chosen.run.folder / f"{naming.name(['tuning', *chosen.ensemble], arguments)}.json"
+class Tuning(Facts):
+    """The content of tuning*.json."""
+
+    beam: int = Field(ge=1, le=1000)
+    """the chosen beam size"""
+    lenpen: float = Field(ge=-100, le=100)
+    """the chosen length penalty"""
+    bleu: float
+    """BLEU with both on the validation set"""
+    bleu_signature: str
+    """sacreBLEU's signature of BLEU"""
+    rows: list[TuningRow]
+    """all pairs that were tried"""
+    search: SearchOptions
+    """the search of the model file, whose beam and length penalty were replaced"""
+    parameters_of_models: list[str]
+    """SHA-256 of the parameters of each model"""
+    evaluate: str
+    """command that evaluates the model with the chosen pair"""
+    ensemble: list[ModelFacts] = Field(default_factory=list)
+    """the other models of an ensemble"""
 
 
-def fixed(search: dict[str, Any]) -> dict[str, Any]:
+def path_of(selection: Selection) -> Path:
+    """The file; other checkpoints, ensembles and overrides have other files."""
+    name = selection.request.output_name("tuning", *selection.ensemble_name)
+    return selection.model.run.folder / f"{name}.json"
+
+
+def _remedy(selection: Selection) -> str:
+    return f"tune again with: {selection.request.command('recipes/tune.sh')}"
+
+
+def _fixed(search: dict[str, Any]) -> dict[str, Any]:
     """The options of the search that are not tuned."""
     return {name: value for name, value in search.items() if name not in FREE}
 
 
-def read(chosen: "Chosen", arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was found for these models; a UserError if it is missing, damaged, or of something else."""
-    path, again = place(chosen, arguments), commands.call("recipes/tune.sh", arguments)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--tuned: {path} is missing; tune first with: {again}") from None
-    except (OSError, ValueError):
-        raise UserError(f"{path}: not JSON; tune anew with: {again}") from None
-    schema.check_written(found, KINDS, str(path), f"tune anew with: {again}")
-    expected = {
-        "split": SPLIT,
-        "corpus_fingerprint": chosen.place.corpus.fingerprint,
-        "checkpoint": chosen.checkpoint,
-        "search": fixed(chosen.search),
-    }
-    for name, value in expected.items():
-        known = fixed(found["search"]) if name == "search" else found.get(name)
-        if known != value:
-            raise UserError(f"{path}: was found with {name} {known}, but here it is {value}; tune anew with: {again}")
-    return {**found, "file": path.name}
+def read(selection: Selection) -> Tuning:
+    """The tuning of the selected models; a UserError if it is missing, damaged, or of another corpus or search."""
+    path, remedy = path_of(selection), _remedy(selection)
+    if not path.exists():
+        first = selection.request.command("recipes/tune.sh")
+        raise UserError(f"--tuned: {path} is missing; tune first with: {first}")
+    tuning = Tuning.read(path, remedy=remedy)
+    for name, then, now in (
+        ("split", tuning.split, SPLIT),
+        ("corpus_fingerprint", tuning.corpus_fingerprint, selection.corpus.fingerprint),
+        ("checkpoint", tuning.checkpoint, selection.model.checkpoint),
+        ("search", _fixed(tuning.search.model_dump()), _fixed(selection.search)),
+    ):
+        if then != now:
+            raise UserError(f"{path}: was tuned with {name} {then}, but here it is {now}; {remedy}")
+    return tuning
 
 
-def check_parameters(
-    chosen: "Chosen", found: dict[str, Any], digests: Sequence[str], arguments: argparse.Namespace
-) -> None:
-    """Raise a UserError if a model's parameters, by their SHA-256, are others than those that the search is of."""
-    if found["parameters_of_models"] != list(digests):
+def check_models(tuning: Tuning, models: Sequence[ModelFacts], selection: Selection) -> None:
+    """Raise a UserError if the models do not have the parameters that were tuned."""
+    if tuning.parameters_of_models != [model.parameters_sha256 for model in models]:
         raise UserError(
-            f"{chosen.run.folder / found['file']}: was found with other parameters than the models have now; "
-            f"tune anew with: {commands.call('recipes/tune.sh', arguments)}"
+            f"{path_of(selection)}: was tuned with other parameters than the models have now; {_remedy(selection)}"
         )
 
 
-def told(found: dict[str, Any]) -> dict[str, Any]:
-    """What scores.json says of it."""
-    return {name: found[name] for name in ("file", "split", "rows", "bleu_signature", "command", "commit")}
+def tuned_search(tuning: Tuning, selection: Selection) -> TunedSearch:
+    """The part of scores.json about the tuning."""
+    return TunedSearch(
+        file=path_of(selection).name,
+        split=tuning.split,
+        rows=tuning.rows,
+        bleu_signature=tuning.bleu_signature,
+        command=tuning.command,
+        commit=tuning.commit,
+    )
+
+
+def best(rows: Sequence[TuningRow]) -> TuningRow:
+    """The highest BLEU; of equals the smallest beam, then the length penalty nearest to 1, fairseq's default."""
+    return max(rows, key=lambda row: (row.bleu, -row.beam, -abs(row.lenpen - 1), row.lenpen))
+
+
+def edge_note(rows: Sequence[TuningRow], chosen: TuningRow) -> str | None:
+    """A note if a length penalty beyond those tried might be better still; else None."""
+    bleu = {row.lenpen: row.bleu for row in rows if row.beam == chosen.beam}
+    if len(set(bleu.values())) > 1:
+        for name, edge in (("lowest", min(bleu)), ("highest", max(bleu))):
+            if chosen.lenpen == edge:
+                return f"length penalty {edge:g} is the {name} tried: give --lenpens beyond it"
+    return None
+
+
+def table(rows: Sequence[TuningRow], chosen: TuningRow) -> str:
+    """BLEU as aligned text, with a row per beam and a column per length penalty."""
+    lenpens = list(dict.fromkeys(row.lenpen for row in rows))
+    lines = ["beam  length penalty " + "".join(f"{lenpen:>8g}" for lenpen in lenpens)]
+    for beam in dict.fromkeys(row.beam for row in rows):
+        cells = [f"{row.bleu:.2f}{'*' if row is chosen else ' '}" for row in rows if row.beam == beam]
+        lines.append(f"{beam:>4}{'':17}" + "".join(f"{cell:>8}" for cell in cells))
+    return "\n".join([*lines, "* chosen"])

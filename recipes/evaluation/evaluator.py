@@ -1,4 +1,4 @@
-"""What an evaluation measures: a translator by its translations, a language model by its perplexity."""
+"""An evaluation: a translation model is scored by its translations, a language model by its perplexity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,217 +7,173 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.data.prepared_corpus import Corpus
-from recipes.evaluation import model_loading, perplexity
-from recipes.evaluation import translator as decoding
-from recipes.metrics import decoding_traces, quality, sentences
-from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
-from recipes.metrics.results import LanguageModelScores, TranslationScores
+from recipes.evaluation import beam_tuning, facts, forced_decoding, model_loading, output_files, perplexity
+from recipes.evaluation.beam_tuning import Tuning
+from recipes.evaluation.model_loading import LoadedCheckpoint
+from recipes.evaluation.selection import Selection
+from recipes.evaluation.translator import Translation, translator_of
+from recipes.metrics import quality, results, score_table, sentences
+from recipes.metrics.results import LanguageModelScores, Score, TranslationScores
 from recipes.metrics.sentences import Sentence
-from recipes.reporting.plots.alignment import plot_alignment
-from recipes.reporting.plots.exits import plot_exits
-from recipes.reporting.plots.slots import plot_slots
+from recipes.storage import folders
 
 
 @dataclass(frozen=True)
-class Place:
-    """What is evaluated where."""
+class Evaluation:
+    """The results of an evaluation and the files that go with them."""
 
-    corpus: Corpus
-    split: str
-    checkpoint: Path  # for messages
-    user_dir: Path | None
-    device: str
-    overrides: Mapping[str, Any]  # of the model's options
-    others: Sequence[tuple[dict[str, Any], Path, Path | None]] = ()  # of an ensemble, see decoding.load_translator
-
-    def translator(self, state: dict[str, Any]) -> decoding.Translator:
-        """Of the checkpoint's `state` and the others."""
-        return decoding.load_translator(
-            state,
-            path=self.checkpoint,
-            corpus=self.corpus,
-            user_dir=self.user_dir,
-            device=self.device,
-            overrides=self.overrides,
-            others=self.others,
-        )
+    scores: TranslationScores | LanguageModelScores
+    usages: Mapping[str, Any]  # a `memory_layers.usage.SlotUsage` by layer
+    write_files: Callable[[Path], None]  # into a folder
+    last_line: str  # of the command's output
 
 
-@dataclass(frozen=True)
-class Found:
-    """What an evaluation found: its own part of scores.json, and how to show it."""
+def evaluate(
+    selection: Selection, *, output: Path, pictures: int, tuning: Tuning | None, command: Sequence[str]
+) -> None:
+    """Evaluate the selected models and write the results into the folder `output`.
 
-    scores: dict[str, Any]
-    usages: Mapping[str, Any]  # of the slots of memories, by layer
-    kind: type[TranslationScores] | type[LanguageModelScores]
-    write: Callable[[Path], None]  # the files beside scores.json, into a folder
-    last_line: str
+    Args:
+        pictures: number of sentences to draw.
+        tuning: the beam and the length penalty to take instead of the selection's.
+        command: the command's words, for the results.
 
-
-def translate(
-    state: dict[str, Any],
-    place: Place,
-    sources: Sequence[str],
-    references: Sequence[str],
-    talks: Sequence[str] | None,
-    search: Mapping[str, Any],
-    count: int,
-) -> Found:
-    """Translate `sources` and score the translations; draw the alignments of `count` sentences.
-
-    `talks` names the talk of each sentence, where there are talks.
+    Raises:
+        UserError: a checkpoint is damaged, or the tuning is of other checkpoints.
     """
-    translator = place.translator(state)
-    print(f"Translating {len(sources):,} sentences of {place.split} with beam {search['beam']}", flush=True)
+    loaded = model_loading.load_checkpoints(selection)
+    models = [facts.model_facts(checkpoint) for checkpoint in loaded]
+    if tuning is not None:
+        beam_tuning.check_models(tuning, models, selection)
+        selection.search.update(beam=tuning.beam, lenpen=tuning.lenpen)
+    known = facts.facts(selection, models[0], command)
+    if loaded[0].is_language_model:
+        evaluation = _read(selection, loaded[0], known)
+    else:
+        known["ensemble"] = models[1:]
+        known["tuned"] = None if tuning is None else beam_tuning.tuned_search(tuning, selection)
+        evaluation = _translate(selection, loaded, known, pictures)
+    table = score_table.table(evaluation.scores)
+    with folders.replaced(output) as building:
+        output_files.draw_training(building, selection.model.run)
+        output_files.draw_slots(building, evaluation.usages)
+        evaluation.write_files(building)
+        (building / "scores.txt").write_text(table, encoding="utf-8")
+        evaluation.scores.write(building / results.NAME)
+    print()
+    print(table)
+    print(f"Written to {output}")
+    print(evaluation.last_line)
+
+
+def _translate(
+    selection: Selection, loaded: Sequence[LoadedCheckpoint], known: Mapping[str, Any], pictures: int
+) -> Evaluation:
+    """Translate the text and score the translations. `known` are the fields of the scores that are known already."""
+    translator = translator_of(selection, loaded)
+    sources, references, search = selection.sources, selection.references, selection.search
+    print(f"Translating {len(sources):,} sentences of {selection.split} with beam {search['beam']}", flush=True)
     with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
         translations, statistics = translator.translate(sources, search, progress=bar)
     if statistics.truncated:
-        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} sub-words")
+        print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} tokens")
     hypotheses = [translation.text for translation in translations]
-    usages = translator.slot_usage(sources, translations, search["max-tokens"])
-    exits = translator.exits(sources, translations, search["max-tokens"])
+    usages = forced_decoding.slot_usage(translator, sources, translations, search["max-tokens"])
+    exits = forced_decoding.exits(translator, sources, translations, search["max-tokens"])
     print("Scoring with sacreBLEU", flush=True)
-    scored = quality.score(hypotheses, references, place.corpus.target, lowercase=translator.target.lowercase)
-    tokens = [
-        translator.target.scored(t.pieces, reference) for t, reference in zip(translations, references, strict=True)
-    ]
-    if None not in tokens:
-        scored["tokenised_bleu"] = quality.tokenised_bleu(*zip(*tokens, strict=True))
-    told = told_sentences(sources, references, talks, translations, tokens, scored)
-    scores: dict[str, Any] = {
-        **scored,
-        "seconds": round(statistics.seconds, 3),
-        "tokens": statistics.tokens,
-        "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
-        "truncated": statistics.truncated,
-        "parameters": translator.parameters,
-        "blocks": getattr(translator.model.decoder, "num_layers", None),
-        "beam": search["beam"],
-        "lenpen": search["lenpen"],
-        "search": search,
-        **slot_figures(usages),
-        **translator.exit_figures(sources, exits),
-    }
+    scored = quality.score(hypotheses, references, selection.corpus.target, lowercase=translator.target.lowercase)
+    moses = [translator.target.scored(t.tokens, r) for t, r in zip(translations, references, strict=True)]
+    if None not in moses:
+        scored["tokenised_bleu"] = quality.tokenised_bleu(*zip(*moses, strict=True))
+    lines = _sentences(selection, translations, moses, scored)
+    scores = TranslationScores.model_validate(
+        {
+            **known,
+            **scored,
+            "seconds": round(statistics.seconds, 3),
+            "tokens": statistics.tokens,
+            "tokens_per_second": round(statistics.tokens / max(statistics.seconds, 1e-9), 1),
+            "truncated": statistics.truncated,
+            "parameters": translator.parameters,
+            "blocks": getattr(translator.model.decoder, "num_layers", None),
+            "beam": search["beam"],
+            "lenpen": search["lenpen"],
+            "search": search,
+            "slot_usage": {layer: usage.figures() for layer, usage in usages.items()},
+            "exits": None if exits is None else forced_decoding.exit_figures(translator, sources, exits),
+        }
+    )
 
-    def write(folder: Path) -> None:
-        write_lines(folder / "hypotheses.txt", hypotheses)
-        write_lines(folder / "references.txt", references)
-        (folder / sentences.NAME).write_text(sentences.text(told), encoding="utf-8")
+    def write_files(folder: Path) -> None:
+        output_files.write_lines(folder / "hypotheses.txt", hypotheses)
+        output_files.write_lines(folder / "references.txt", references)
+        (folder / sentences.NAME).write_text(sentences.text(lines), encoding="utf-8")
+        pictured = output_files.sentences_for_pictures(sources, hypotheses, pictures) if pictures else []
         if exits is not None:
-            pairs = zip(translations, exits, strict=True)
-            write_lines(
-                folder / decoding_traces.EXITS_FILE,
-                [SentenceExits(tokens=[*t.pieces, "</s>"], exits=e).line() for t, e in pairs],
-            )
-        draw_alignments(folder, translator, sources, translations, count)
-        if exits is not None and count:
-            chosen = chosen_for_pictures(sources, hypotheses, count)
-            shown = [([*translator.target.marked(translations[i].pieces), "</s>"], exits[i]) for i in chosen]
-            blocks = translator.model.decoder.num_layers
-            plot_exits(shown, blocks, folder / "exits.png", "exit of each token from the decoder")
+            output_files.write_exits(folder, translator, translations, exits, pictured)
+        output_files.write_alignments(folder, translator, sources, translations, pictured)
 
-    return Found(scores, usages, TranslationScores, write, f"BLEU = {scores['bleu'].score:.2f}")
+    return Evaluation(scores, usages, write_files, f"BLEU = {scores.bleu.score:.2f}")
 
 
-def told_sentences(
-    sources: Sequence[str],
-    references: Sequence[str],
-    talks: Sequence[str] | None,
-    translations: Sequence[decoding.Translation],
-    tokens: Sequence[tuple[str, str] | None],
-    scores: Mapping[str, Any],
+def _sentences(
+    selection: Selection,
+    translations: Sequence[Translation],
+    moses: Sequence[tuple[str, str] | None],
+    scores: Mapping[str, Score],
 ) -> list[Sentence]:
-    """The lines of sentences.jsonl, scored with the settings of `scores`. `tokens` are what BLEU of tokens compares."""
+    """The content of sentences.jsonl, scored with the settings of `scores`.
+
+    `moses` are the tokens of hypothesis and reference that BLEU of tokens compares, where it is measured.
+    """
     signatures = {name: scores[name].signature for name in quality.METRICS}
-    scored = sentences.sentence_scores([t.text for t in translations], references, signatures)
-    of_talks: Sequence[str | None] = talks if talks is not None else [None] * len(sources)
-    given = zip(sources, references, of_talks, translations, tokens, scored, strict=True)
+    texts = [translation.text for translation in translations]
+    sentence_scores = sentences.sentence_scores(texts, selection.references, signatures)
     return [
         Sentence(
-            number=number,
-            source=source,
-            reference=reference,
-            hypothesis=t.text,
+            number=index + 1,
+            source=selection.sources[index],
+            reference=selection.references[index],
+            hypothesis=translation.text,
             hypothesis_tokens=pair and pair[0],
             reference_tokens=pair and pair[1],
-            document=talk,
-            score=t.score,
-            tokens=t.pieces,
+            document=None if selection.documents is None else selection.documents[index],
+            score=translation.score,
+            tokens=translation.tokens,
             bleu=bleu,
             chrf=chrf,
         )
-        for number, (source, reference, talk, t, pair, (bleu, chrf)) in enumerate(given, 1)
+        for index, (translation, pair, (bleu, chrf)) in enumerate(
+            zip(translations, moses, sentence_scores, strict=True)
+        )
     ]
 
 
-def foretell(state: dict[str, Any], place: Place, references: Sequence[str], max_tokens: int) -> Found:
-    """Score a language model by its perplexity of `references`."""
+def _read(selection: Selection, loaded: LoadedCheckpoint, known: Mapping[str, Any]) -> Evaluation:
+    """Score a language model by its perplexity of the references."""
     model, task = model_loading.load_model(
-        state, path=place.checkpoint, corpus=place.corpus, user_dir=place.user_dir, overrides=place.overrides
+        loaded.state,
+        path=loaded.path,
+        corpus=selection.corpus,
+        user_dir=selection.model.plugin,
+        overrides=selection.overrides,
     )
-    print(f"Reading {len(references):,} sentences of {place.split}", flush=True)
-    with tqdm(unit=" sub-words", smoothing=0.1) as bar:
-        found, usages = perplexity.measure(
-            model, task, place.split, max_tokens=max_tokens, device=place.device, progress=bar
+    print(f"Reading {len(selection.references):,} sentences of {selection.split}", flush=True)
+    with tqdm(unit=" tokens", smoothing=0.1) as bar:
+        cost = perplexity.measure(
+            model,
+            task,
+            selection.split,
+            max_tokens=selection.search["max-tokens"],
+            device=model_loading.device_of(selection),
+            progress=bar,
         )
-    scores: dict[str, Any] = {
-        **perplexity.scores(found, references),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **slot_figures(usages),
-    }
-    last_line = f"perplexity = {scores['perplexity']['word']:.2f}"
-    return Found(scores, usages, LanguageModelScores, lambda folder: None, last_line)
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def slot_figures(usages: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of scores.json about the slots of memories; none without memories."""
-    return {"slot_usage": {layer: usage.figures() for layer, usage in usages.items()}} if usages else {}
-
-
-def chosen_for_pictures(sources: Sequence[str], texts: Sequence[str], count: int) -> list[int]:
-    """Sentences of readable length, spread over the test set; the same ones on every call."""
-
-    def readable(index: int, low: int, high: int) -> bool:
-        return all(low <= len(text.split()) <= high for text in (sources[index], texts[index]))
-
-    for low, high in ((5, 14), (2, 25), (1, 60)):
-        found = [i for i in range(len(sources)) if readable(i, low, high)]
-        if len(found) >= count:
-            break
-    if len(found) <= count:
-        return found
-    return [found[k * len(found) // count] for k in range(count)]
-
-
-def draw_alignments(
-    folder: Path, translator: Any, sources: Sequence[str], translations: Sequence[Any], count: int
-) -> None:
-    """alignment-1.png and on for a model that says what it looked at, and alignments.jsonl with what is drawn.
-
-    Its lines have the sentence's number, source and target words, and weights[t][s] of target word t on source word s.
-    """
-    lines: list[str] = []
-    for index in chosen_for_pictures(sources, [t.text for t in translations], count):
-        found = translator.alignment(sources[index], translations[index])
-        if found is None:
-            continue
-        path = folder / f"alignment-{len(lines) + 1}.png"
-        plot_alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
-        weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
-        trace = SentenceAlignment(number=index + 1, source=found.source, target=found.target, weights=weights)
-        lines.append(trace.line())
-    if lines:
-        write_lines(folder / decoding_traces.ALIGNMENTS_FILE, lines)
-    elif count:
-        print("note: no alignment pictures: this model does not say what it looked at")
-
-
-def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
-    """slots-d2.png for the memory of decoder layer 2, and so on."""
-    for layer, usage in usages.items():
-        plot_slots(usage.picture().cpu().numpy(), folder / f"slots-{layer}.png", f"slots read in layer {layer}")
+    scores = LanguageModelScores.model_validate(
+        {
+            **known,
+            **perplexity.figures(cost, selection.references),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "slot_usage": {layer: usage.figures() for layer, usage in cost.usages.items()},
+        }
+    )
+    return Evaluation(scores, cost.usages, lambda folder: None, f"perplexity = {scores.perplexity.word:.2f}")

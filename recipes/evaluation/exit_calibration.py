@@ -1,372 +1,234 @@
-"""What thresholds do to a model with exits: along full depth's translations or the references, and when it decodes.
+"""The calibration of a model with exits: a threshold for a goal, and calibration-*.json, which keeps it."""
 
-Axes: B sentences, T tokens of a translation or reference with its end of sentence, N exits.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from tqdm import tqdm
+from pydantic import JsonValue
 
-from depth_adaptive import calibration
-from recipes.evaluation import model_loading
-from recipes.evaluation import translator as decoding
-from recipes.evaluation.evaluator import Place
-from recipes.metrics import quality
-from recipes.metrics.results import Score
+from depth_adaptive.calibration import Resplits
+from recipes.evaluation import facts, model_loading, threshold_search
+from recipes.evaluation.calibration_request import CalibrationRequest
+from recipes.evaluation.exit_trials import Threshold, Trial, Trials, option_value
+from recipes.evaluation.model_loading import LoadedCheckpoint
+from recipes.evaluation.selection import Selection
+from recipes.evaluation.translator import Translator, translator_of
+from recipes.metrics.results import Block, Facts, SearchOptions
 from thoth_core.errors import UserError
 
-# How near a mean exit must be to the wanted one to end the search.
-CLOSE = 0.01
-# Thresholds of single blocks are multiples of 1 / this.
-GRID = 100
-# Passes along the references that look for temperatures, at most, the change that ends them, and the range: the
-# references are the most likely at infinity if a model knows nothing of them.
-TEMPERINGS, STEADY, COOLEST, HOTTEST = 8, 0.002, 0.2, 5.0
-# Of one exit, that are computed at a time.
-MOST_LOGITS = 1 << 23
 
-# One threshold for all blocks, or one for each block but the last.
-Threshold = float | tuple[float, ...]
-# A threshold for each position from 0; the higher it is, the later the exits.
-Dial = Callable[[int], Threshold]
+class TrialRow(Block):
+    """The effects of one threshold; null is what was not measured."""
 
-
-def written(threshold: Threshold) -> str:
-    """As --exit-threshold takes it."""
-    return ",".join(f"{x:g}" for x in (threshold if isinstance(threshold, tuple) else (threshold,)))
-
-
-@dataclass
-class Measured:
-    """What one threshold does; None is full depth. What has not been measured is None."""
-
-    threshold: Threshold | None
-    # Led along full depth's translations:
-    forced_exit: float | None = None
-    losses: torch.Tensor | None = None  # (B,) share of the tokens at which the most likely one is not full depth's
-    # Translating:
-    exit: float | None = None
-    tokens: dict[str, int] | None = None  # by their exit
-    mflops: float | None = None  # of the decoder, a token
-    bleu: Score | None = None
-    seconds: float | None = None
-
-    @property
-    def disagreement(self) -> float | None:
-        """The mean of the losses over sentences."""
-        return None if self.losses is None else float(self.losses.mean())
-
-    def figures(self) -> dict[str, Any]:
-        """For calibration-*.json."""
-        return {
-            "threshold": self.threshold,
-            "forced_mean_exit": self.forced_exit,
-            "disagreement": self.disagreement,
-            "mean_exit": self.exit,
-            "tokens_by_exit": self.tokens,
-            "mflops_per_token": self.mflops,
-            "bleu": None if self.bleu is None else self.bleu.score,
-            "seconds": self.seconds,
-        }
+    threshold: float | list[float] | None
+    """the threshold, or one for each block; null is full depth"""
+    forced_mean_exit: float | None
+    """mean exit along full depth's translations"""
+    disagreement: float | None
+    """mean share of a sentence's tokens at which the most likely one is not full depth's"""
+    mean_exit: float | None
+    """mean exit of the translations"""
+    tokens_by_exit: dict[str, int] | None
+    """number of tokens of the translations by their exit"""
+    mflops_per_token: float | None
+    """operations of the decoder per token in millions"""
+    bleu: float | None
+    """BLEU of the translations"""
+    seconds: float | None
+    """seconds of decoding"""
 
 
-class Trials:
-    """Tries thresholds of a policy on sentences with references, and remembers what it has measured."""
+class ResplitCounts(Block):
+    """How often a threshold that was chosen on a random half exceeded the tolerated disagreement."""
 
-    def __init__(
-        self,
-        translator: decoding.Translator,
-        sources: Sequence[str],
-        references: Sequence[str],
-        search: Mapping[str, Any],
-        *,
-        policy: str,
-        language: str,
-    ) -> None:
-        self.translator, self.policy, self.language = translator, policy, language
-        self.sources, self.references, self.search = sources, references, search
-        self.decoder = translator.model.decoder
-        self.measured: dict[Threshold | None, Measured] = {}
-        self.translations: list[decoding.Translation] = []  # full depth's
-        self.full = self.decoded(None)
-        # By the same operations as with other thresholds, so that rounding makes no difference.
-        self.tokens, _ = self._led(1.0)
-        self.full.forced_exit, self.full.losses = self.full.exit, torch.zeros(len(sources), dtype=torch.float64)
-
-    def use(self, threshold: Threshold | None) -> None:
-        """Let the model decode with this threshold, or at full depth."""
-        options = replace(self.decoder.exit_options, exit_policy="full")
-        if threshold is not None:
-            options = replace(options, exit_policy=self.policy, exit_threshold=written(threshold))
-        self.decoder.choose(options)
-
-    def forced(self, threshold: Threshold) -> Measured:
-        """Lead the model along full depth's translations with this threshold."""
-        found = self.measured.setdefault(threshold, Measured(threshold))
-        if found.losses is None:
-            tokens, exits = self._led(threshold)
-            pairs = zip(tokens, self.tokens, strict=True)
-            found.losses = torch.stack([(own != full).double().mean() for own, full in pairs])
-            found.forced_exit = float(torch.cat(exits).double().mean())
-        return found
-
-    def _led(self, threshold: Threshold) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The most likely next token and the exit at each token, (T,) of each sentence.
-
-        The states of tokens that have left are copied upward, and move what later tokens see: the exits at one
-        threshold do not follow from the confidences at another, so that each threshold needs a pass of its own.
-        """
-        self.use(threshold)
-        tokens = [torch.empty(0)] * len(self.sources)
-        exits = [torch.empty(0)] * len(self.sources)
-        passes = self.translator.forced(self.sources, self.translations, self.search["max-tokens"])
-        for batch, (logits, extra) in passes:
-            likely, left = logits.argmax(-1).cpu(), extra["exits"].cpu()  # (B, T)
-            for row, index in enumerate(batch):
-                length = len(self.translations[index].tokens)
-                tokens[index], exits[index] = likely[row, :length], left[row, :length]
-        return tokens, exits
-
-    @torch.no_grad()
-    def temper(self) -> None:
-        """Give each exit the temperature at which the references are most likely, from here on.
-
-        Beam search adds up log-probabilities of different exits, which should therefore be sure in the same measure.
-        What was measured before, but for full depth, is forgotten.
-        """
-        self.measured = {None: self.full}
-        found = torch.ones(self.decoder.num_layers, dtype=torch.float64)
-        for _ in range(TEMPERINGS):
-            self._set_temperatures(found.tolist())
-            slopes, curvatures = torch.zeros_like(found), torch.zeros_like(found)
-            for _, tokens, states in self._along_references("temperatures"):
-                for n, state in enumerate(states):
-                    slope, curvature = calibration.slope_and_curvature(self.decoder.exit_logits(n + 1, state), tokens)
-                    slopes[n] += slope.cpu()
-                    curvatures[n] += curvature.cpu()
-            factors = (1 - slopes / curvatures.clamp(min=1e-9)).clamp(0.5, 2)
-            found = (found / factors).clamp(COOLEST, HOTTEST)
-            if bool(((factors - 1).abs() < STEADY).all()):
-                break
-        self._set_temperatures([float(f"{x:.3g}") for x in found.tolist()])  # they will stand in names of folders
-
-    def _set_temperatures(self, found: Sequence[float]) -> None:
-        self.decoder.choose(replace(self.decoder.exit_options, exit_temperature=written(tuple(found))))
-
-    @torch.no_grad()
-    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all tokens of the references: the scores (N - 1, T) by which the policy would stop, and whether the most
-        likely token of each exit is another (N, T).
-
-        Of the references and not of full depth's translations: there full depth would always be right, and what no
-        exit is sure of would go to the last, which beam search does not bear out.
-        """
-        self.use(1.0)
-        scores = [torch.empty(0)] * len(self.sources)
-        wrong = [torch.empty(0)] * len(self.sources)
-        for lengths, tokens, states in self._along_references("scores"):
-            found, words = [], []
-            for n, state in enumerate(states, start=1):
-                logits = self.decoder.exit_logits(n, state)
-                words.append(logits.argmax(-1))
-                if n < len(states):
-                    found.append(self.decoder.policy.score(n, state, lambda logits=logits: logits))
-            parts = (
-                of.cpu().split(list(lengths.values()), 1) for of in (torch.stack(found), torch.stack(words) != tokens)
-            )
-            for index, score, differs in zip(lengths, *parts, strict=True):
-                scores[index], wrong[index] = score, differs
-        return torch.cat(scores, 1), torch.cat(wrong, 1)
-
-    def _along_references(self, name: str) -> Iterator[tuple[dict[int, int], torch.Tensor, list[torch.Tensor]]]:
-        """Lead the model along the references, a batch at a time: each sentence's number of tokens, all their tokens
-        (T,) one sentence after the other, and the output (T, D) of each block at them, where nothing has stopped."""
-        references = [self.translator.given(reference) for reference in self.references]
-        tokens = min(self.search["max-tokens"], MOST_LOGITS // len(self.decoder.dictionary))
-        passes = self.translator.forced(self.sources, references, tokens, features_only=True)
-        with tqdm(total=len(references), unit=" sentences", desc=name) as bar:
-            for batch, (_, extra) in passes:
-                lengths = {index: len(references[index].tokens) for index in batch}
-                states = [
-                    torch.cat([state[row, :length] for row, length in enumerate(lengths.values())])
-                    for state in extra["exit_states"]
-                ]
-                yield lengths, torch.cat([references[i].tokens for i in batch]).to(states[0].device), states
-                bar.update(len(batch))
-
-    def decoded(self, threshold: Threshold | None) -> Measured:
-        """Translate with this threshold."""
-        found = self.measured.setdefault(threshold, Measured(threshold))
-        if found.bleu is not None:
-            return found
-        self.use(threshold)
-        name = "full depth" if threshold is None else f"threshold {written(threshold)}"
-        with tqdm(total=len(self.sources), unit=" sentences", smoothing=0.1, desc=name) as bar:
-            translations, statistics = self.translator.translate(self.sources, self.search, progress=bar)
-        exits = self.translator.exits(self.sources, translations, self.search["max-tokens"])
-        figures = self.translator.exit_figures(self.sources, exits)["exits"]
-        found.exit, found.tokens, found.mflops = figures["mean"], figures["tokens"], figures["mflops_per_token"]
-        hypotheses = [translation.text for translation in translations]
-        lowercase = self.translator.target.lowercase
-        found.bleu = quality.score(hypotheses, self.references, self.language, lowercase=lowercase)["bleu"]
-        found.seconds = round(statistics.seconds, 3)
-        if threshold is None:
-            self.translations = translations
-        return found
-
-    def rows(self) -> list[Measured]:
-        """Full depth, then thresholds from the highest down."""
-
-        def place(row: Measured) -> tuple[float, ...]:
-            given = row.threshold
-            if given is None:
-                return ()
-            return tuple(-x for x in (sum(given), *given)) if isinstance(given, tuple) else (-given,)
-
-        return sorted(self.measured.values(), key=place)
-
-    def table(self, chosen: Threshold | None) -> str:
-        """What was measured, as aligned text."""
-        names = ["full depth" if row.threshold is None else written(row.threshold) for row in self.rows()]
-        width = max(map(len, names))
-        lines = [
-            f"{'':{width}}    along full depth's translations    translating",
-            f"{'threshold':{width}}    mean exit     disagreement       mean exit    BLEU  seconds  MFLOP a token"
-            "  tokens by exit",
-        ]
-        for name, row in zip(names, self.rows(), strict=True):
-            cells = [f"{name:<{width}}"]
-            cells.append(" " * 29 if row.losses is None else f"{row.forced_exit:9.2f}  {row.disagreement:15.2%}   ")
-            if row.bleu is not None:
-                cells.append(
-                    f" {row.exit:9.2f}  {row.bleu.score:6.2f}  {row.seconds:7.1f}  {row.mflops:13.2f}  "
-                    + " ".join(str((row.tokens or {}).get(str(n), 0)) for n in range(1, self.decoder.num_layers + 1))
-                )
-            lines.append("    ".join([*cells, *(["< chosen"] if row.threshold == chosen else [])]).rstrip())
-        return "\n".join(lines) + "\n"
+    count: int
+    """number of halves"""
+    on_all: int
+    """times that it was exceeded on all sentences"""
+    on_other_half: int
+    """times that it was exceeded on the other half"""
+    full_depth: int
+    """times that no threshold was accepted"""
 
 
-def load(state: dict[str, Any], place: Place, *, policy: str) -> decoding.Translator:
-    """The translator for a checkpoint's `state`; a UserError if `policy` has no threshold to find in its model."""
-    name = place.checkpoint
-    remedy = "calibrate a model of depth_adaptive with two decoder blocks or more"
-    if model_loading.is_language_model(state):
-        raise UserError(f"{name}: a language model, which has no exits; {remedy}")
-    translator = decoding.load_translator(
-        state,
-        path=name,
-        corpus=place.corpus,
-        user_dir=place.user_dir,
-        device=place.device,
-        overrides=place.overrides,
-    )
+class Calibration(Facts):
+    """The content of calibration-*.json."""
+
+    wanted: dict[str, float]
+    """the goal and its value"""
+    policy: str
+    """policy whose threshold was chosen"""
+    threshold: float | list[float] | None
+    """the chosen threshold, or one for each block; null is full depth"""
+    temperature: JsonValue
+    """temperature of the exits, as the option exit_temperature"""
+    steps: int
+    """thresholds are multiples of 1 / this"""
+    rows: list[TrialRow]
+    """the trials: full depth, then thresholds from the highest down"""
+    bleu_signature: str
+    """sacreBLEU's signature of BLEU"""
+    search: SearchOptions
+    """options of the search"""
+    evaluate: str
+    """command that evaluates the model with the chosen threshold"""
+    level: float | None = None
+    """for disagreement: the probability at most that it is exceeded"""
+    guarantee: str | None = None
+    """for disagreement: what is guaranteed"""
+    resplits: ResplitCounts | None = None
+    """for disagreement with --resplits: the check on random halves"""
+
+
+def check_model(loaded: LoadedCheckpoint, translator: Translator, policy: str) -> None:
+    """Raise a UserError if `policy` has no threshold to choose in this model."""
     decoder: Any = getattr(translator.model, "decoder", None)
+    remedy = "calibrate a model of depth_adaptive with two decoder blocks or more"
     if not hasattr(decoder, "exit_options"):
-        raise UserError(f"{name}: the model has no exits; {remedy}")
+        raise UserError(f"{loaded.path}: the model has no exits; {remedy}")
     if decoder.num_layers < 2:
-        raise UserError(f"{name}: the decoder has one block, so one exit; {remedy}")
+        raise UserError(f"{loaded.path}: the decoder has one block, so one exit; {remedy}")
     halting = decoder.exit_options.halting
     if policy == "halting" and halting != "geometric":
         raise UserError(
-            f"--policy halting: {name} was trained with --halting {halting}, which has no threshold; it must be "
+            f"--policy halting: {loaded.path} was trained with --halting {halting}, which has no threshold; it must be "
             "geometric, or take --policy confidence"
         )
+
+
+def load(selection: Selection, loaded: LoadedCheckpoint, policy: str) -> Translator:
+    """The translator of a model with exits; else a UserError."""
+    if loaded.is_language_model:
+        raise UserError(f"{loaded.path}: a language model, which has no exits; calibrate a model of depth_adaptive")
+    translator = translator_of(selection, [loaded])
+    check_model(loaded, translator, policy)
     return translator
 
 
-def descending(steps: int) -> list[float]:
-    """Thresholds from the highest below 1 down to 0, `steps` of them, fixed before anything is measured."""
-    return [round(1 - k / steps, 6) for k in range(1, steps + 1)]
-
-
-def one_for_all(steps: int) -> Dial:
-    """The multiples of 1 / `steps`."""
-    return lambda position: round(position / steps, 6)
-
-
-def one_each(trials: Trials, steps: int) -> Dial:
-    """Those at which most words of the references are found, by their mean exit there, from 1 to N in `steps`.
-
-    Exits are tempered first, unless they have temperatures. Translations, and copied states, make another mean exit of
-    the thresholds; but that of position 0 is always 1.
-    """
-    if trials.decoder.temperatures is None:
-        trials.temper()
-    scores, wrong = trials.observed()
-
-    def dial(position: int) -> Threshold:
-        if position == 0:
-            return (0.0,) * len(scores)
-        mean = 1 + len(scores) * position / steps
-        return tuple(k / GRID for k in calibration.thresholds_for_mean_exit(scores, wrong, mean, GRID))
-
-    return dial
-
-
-def for_mean_exit(trials: Trials, wanted: float, steps: int, dial: Dial | None = None) -> Threshold:
-    """A threshold whose translations have a mean exit of at most `wanted`: within CLOSE of it, or at the dial's next
-    position it is above. Without a dial, of :func:`one_for_all`."""
-    dial = dial or one_for_all(steps)
-    low, high = 0, steps + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        threshold = dial(middle)
-        exit = trials.decoded(threshold).exit
-        assert exit is not None
-        if wanted - CLOSE <= exit <= wanted:
-            return threshold
-        if exit <= wanted:
-            low = middle
-        else:
-            high = middle
-    return dial(low)
-
-
-def for_bleu_loss(trials: Trials, tolerated: float, steps: int, dial: Dial | None = None) -> Threshold | None:
-    """Walk down from the highest threshold: the last before the first whose BLEU is too low; None: the first is."""
-    dial = dial or one_for_all(steps)
-    valid = None
-    for threshold in map(dial, range(steps - 1, -1, -1)):
-        found = trials.decoded(threshold)
+def calibrate(selection: Selection, request: CalibrationRequest, *, command: Sequence[str]) -> None:
+    """Choose a threshold, write it into the folder of the run and print the trials."""
+    output = selection.model.run.folder / f"{request.output_name(selection.request)}.json"
+    (loaded,) = model_loading.load_checkpoints(selection)
+    translator = load(selection, loaded, request.policy)
+    exits = translator.model.decoder.num_layers
+    if request.goal == "mean_exit" and not 1 <= request.value <= exits:
+        raise UserError(f"--mean-exit must be from 1 to {exits}, the decoder's blocks, but is {request.value:g}")
+    print(f"Translating {len(selection.sources):,} sentences of {selection.split}, first at full depth", flush=True)
+    trials = Trials(
+        translator,
+        selection.sources,
+        selection.references,
+        selection.search,
+        policy=request.policy,
+        language=selection.corpus.target,
+    )
+    given_temperature = trials.options.exit_temperature
+    threshold, resplits, notes = _choose(trials, request, selection)
+    if threshold is not None:
+        trials.decoded(threshold)
         trials.forced(threshold)
-        assert found.bleu is not None
-        assert trials.full.bleu is not None
-        # A difference of nothing but rounding is none.
-        if found.bleu.score < trials.full.bleu.score - tolerated - 1e-9:
-            break
-        valid = threshold
-    return valid
+    overrides = ["exit_policy=full"]
+    if threshold is not None:
+        overrides = [f"exit_policy={request.policy}", f"exit_threshold={option_value(threshold)}"]
+        if trials.options.exit_temperature != given_temperature:
+            overrides.append(f"exit_temperature={trials.options.exit_temperature}")
+    assert trials.full.bleu is not None
+    has_guarantee = request.goal == "disagreement"
+    calibration = Calibration(
+        **facts.facts(selection, facts.model_facts(loaded), command),
+        wanted={request.goal: request.value},
+        policy=request.policy,
+        threshold=_json(threshold),
+        temperature=trials.options.exit_temperature,
+        steps=request.steps,
+        rows=[_row(trial) for trial in trials.rows()],
+        bleu_signature=trials.full.bleu.signature,
+        search=SearchOptions.model_validate(selection.search),
+        evaluate=selection.request.command("recipes/evaluate.sh", overrides),
+        level=request.level if has_guarantee else None,
+        guarantee=notes[0] if has_guarantee else None,
+        resplits=None if resplits is None else ResplitCounts(**asdict(resplits)),
+    )
+    table = trials.table(threshold)
+    calibration.write(output)
+    print()
+    print(table)
+    for note in notes:
+        print(note)
+    print(f"Written to {output}")
+    print(calibration.evaluate)
 
 
-def for_disagreement(
-    trials: Trials, *, tolerated: float, level: float, steps: int, resplits: int | None
-) -> tuple[float | None, calibration.Resplits | None]:
-    """The lowest threshold that learn-then-test accepts on all sentences, or None; and the same of random halves."""
-    sentences = len(trials.sources)
-    halves = calibration.halves(sentences, resplits) if resplits else None
-    standing = [torch.arange(sentences), *(halves if halves is not None else [])]
-    thresholds, losses = [], []
-    with tqdm(descending(steps), unit=" thresholds", desc="disagreement") as bar:
-        for threshold in bar:
-            found = trials.forced(threshold)
-            assert found.losses is not None
-            thresholds.append(threshold)
-            losses.append(found.losses)
-            bar.set_postfix_str(f"{threshold:g}: {found.disagreement:.2%}")
-            # Below the first threshold that fails everywhere there is nothing to look at.
-            standing = [some for some in standing if passes(found.losses[some], tolerated, level)]
-            if not standing:
-                break
-    table = torch.stack(losses)  # (K, B)
-    chosen = calibration.lowest_valid_threshold(table, thresholds, tolerated=tolerated, level=level)
-    if halves is None:
-        return chosen, None
-    return chosen, calibration.resplit(table, thresholds, halves, tolerated=tolerated, level=level)
+def _choose(
+    trials: Trials, request: CalibrationRequest, selection: Selection
+) -> tuple[Threshold | None, Resplits | None, list[str]]:
+    """The threshold, the check on random halves, and notes for people; the first one is the guarantee, if any."""
+    steps, resplits, notes = request.steps, None, []
+    dial = threshold_search.same_for_all_blocks(steps)
+    if request.per_exit:
+        dial = threshold_search.one_per_block(trials, steps)
+    threshold: Threshold | None
+    if request.goal == "mean_exit":
+        threshold = threshold_search.for_mean_exit(trials, request.value, steps, dial)
+    elif request.goal == "bleu_loss":
+        threshold = threshold_search.for_bleu_loss(trials, request.value, steps, dial)
+    else:
+        threshold, resplits = threshold_search.for_disagreement(
+            trials, tolerated=request.value, level=request.level, steps=steps, resplits=request.resplits
+        )
+        notes.append(guarantee(request, len(selection.sources), selection.search["beam"]))
+    if resplits is not None:
+        notes.append(resplits_text(resplits, request, len(selection.sources)))
+    if threshold is None:
+        highest = option_value(dial(steps - 1))
+        notes.append(f"Even the highest threshold, {highest}, is too low: full depth is chosen.")
+    return threshold, resplits, notes
 
 
-def passes(losses: torch.Tensor, tolerated: float, level: float) -> bool:
-    """Whether the test of one threshold accepts it."""
-    return calibration.p_value(float(losses.mean()), losses.numel(), tolerated) <= level
+def _json(threshold: Threshold | None) -> float | list[float] | None:
+    return list(threshold) if isinstance(threshold, tuple) else threshold
+
+
+def _row(trial: Trial) -> TrialRow:
+    return TrialRow(
+        threshold=_json(trial.threshold),
+        forced_mean_exit=trial.forced_exit,
+        disagreement=trial.disagreement,
+        mean_exit=trial.exit,
+        tokens_by_exit=trial.tokens,
+        mflops_per_token=trial.mflops,
+        bleu=None if trial.bleu is None else trial.bleu.score,
+        seconds=trial.seconds,
+    )
+
+
+def guarantee(request: CalibrationRequest, sentences: int, beam: int) -> str:
+    """What --disagreement guarantees, for people."""
+    return (
+        f"Guaranteed, except for a probability of {request.level:g} over the draw of these {sentences:,} sentences:\n"
+        "the mean share of a sentence's tokens at which the most likely one is not full depth's is at most "
+        f"{request.value:g}.\n"
+        "It holds for sentences drawn independently from the same source, along full depth's own translation\n"
+        f"(beam {beam}). It says nothing of the tokens after one that differs, nor of BLEU."
+    )
+
+
+def resplits_text(resplits: Resplits, request: CalibrationRequest, sentences: int) -> str:
+    """What choosing on random halves gave, for people."""
+    level, half = request.level, sentences // 2
+    lines = [
+        f"Chosen on {resplits.count:,} random halves of {half:,} sentences (full depth on {resplits.full_depth:,}), "
+        f"{request.value:g} is exceeded"
+    ]
+    for where, count in ((f"all {sentences:,} sentences", resplits.on_all), ("the other half", resplits.on_other_half)):
+        share = count / resplits.count
+        error = (share * (1 - share) / resplits.count) ** 0.5
+        lines.append(f"  on {where:<22} {count:,} times: {share:.1%}, standard error {error:.1%}")
+    bound = resplits.bound(level)
+    kept = "kept" if resplits.on_all / resplits.count <= bound else "BROKEN"
+    lines += [
+        f"  guaranteed: at most {level:.1%}, with two standard errors {bound:.1%}: {kept}.",
+        "The guarantee is for all sentences, from which a half is drawn; the mean of the other half also depends on "
+        "the draw.",
+    ]
+    return "\n".join(lines)

@@ -16,21 +16,27 @@ import torch
 from depth_adaptive import calibration
 from fairseq_compat import checkpoints
 from recipes.cli import calibrate, evaluate
+from recipes.cli.arguments import request_of
 from recipes.config.search import search_options
 from recipes.data.prepared_corpus import open_corpus
-from recipes.evaluation import evaluator, exit_calibration
-from recipes.evaluation import translator as decoding
+from recipes.evaluation import exit_calibration, exit_trials, forced_decoding, selection, threshold_search
+from recipes.evaluation.exit_trials import Trial, Trials
+from recipes.evaluation.model_loading import LoadedCheckpoint
+from recipes.evaluation.request import Request
+from recipes.evaluation.selection import read_lines
+from recipes.evaluation.translator import ModelSource, Translator, load_translator
+from recipes.metrics.results import Score
 from recipes.storage import provenance
 from recipes.storage.provenance import ROOT
 from tests.support.depth_models import noted_exits
-from tests.support.recipe_runs import paper_corpus, recipe
+from tests.support.recipe_runs import paper_corpus, recipe, refusal
 from thoth_core.errors import UserError
 
 SEARCH = search_options({"beam": 2, "max-len-a": 1.5, "max-len-b": 5, "max-tokens": 40}, "options")
 TRIED = (0.8, 0.4, 0.2)
 
 
-def loaded(depth: Path, data: Path, *, trained: bool = False, **overrides: Any) -> decoding.Translator:
+def loaded(depth: Path, data: Path, *, trained: bool = False, **overrides: Any) -> Translator:
     """With random parameters: a few updates say the same about every token, these something else about each."""
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
@@ -41,36 +47,37 @@ def loaded(depth: Path, data: Path, *, trained: bool = False, **overrides: Any) 
     if not trained:
         state["model"]["decoder.halting.geometric.bias"].fill_(-2.0)  # else nearly all tokens leave at once
     corpus = open_corpus("toy", data)
-    place = evaluator.Place(corpus, "valid", path, ROOT / "depth_adaptive", "cpu", overrides)
-    return exit_calibration.load(state, place, policy="confidence")
+    source = ModelSource(state, path, ROOT / "depth_adaptive")
+    return load_translator([source], corpus=corpus, device="cpu", overrides=overrides)
 
 
 def lines(data: Path, language: str) -> list[str]:
-    return decoding.read_lines(data / f"toy/text/valid.{language}")
+    return read_lines(data / f"toy/text/valid.{language}")
 
 
 @pytest.fixture(scope="module", params=["confidence", "halting"])
-def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> exit_calibration.Trials:
+def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> Trials:
     found = loaded(depth, data)
-    return exit_calibration.Trials(
-        found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en"
-    )
+    return Trials(found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
 
 
 @pytest.fixture
-def trials(for_all: exit_calibration.Trials) -> Iterator[exit_calibration.Trials]:
-    """With the model's options put back at the end."""
-    before = for_all.decoder.exit_options
+def trials(for_all: Trials) -> Iterator[Trials]:
+    """With the options put back at the end."""
+    before = for_all.options
     yield for_all
-    for_all.decoder.choose(before)
+    for_all.options = before
+
+
+def fitted(trials: Trials) -> list[float]:
+    """The temperatures in use."""
+    return [float(value) for value in str(trials.options.exit_temperature).split(",")]
 
 
 # --- one threshold ---------------------------------------------------------------------------------
 
 
-def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
-    trials: exit_calibration.Trials, depth: Path, data: Path
-) -> None:
+def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(trials: Trials, depth: Path, data: Path) -> None:
     """A sentence at a time, without padding, with the policy as fairseq's own --model-overrides would set it."""
     full = loaded(depth, data)
     seen = set()
@@ -79,7 +86,7 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
         shares, exits = [], []
         for source, translation in zip(trials.sources, trials.translations, strict=True):
             indices = full.encode(source)[0][None]
-            previous = torch.cat([torch.tensor([2]), translation.tokens[:-1]])[None]
+            previous = torch.cat([torch.tensor([2]), translation.indices[:-1]])[None]
             inputs = (indices, torch.tensor([indices.size(1)]), previous)
             with torch.no_grad():
                 ours, extra = model(*inputs)
@@ -98,10 +105,8 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(
     assert trials.forced(1.0).forced_exit == 3
 
 
-def test_what_is_observed_is_what_each_exit_alone_would_say(
-    trials: exit_calibration.Trials, depth: Path, data: Path
-) -> None:
-    trials.decoder.choose(replace(trials.decoder.exit_options, exit_temperature="0.8,1.5,2"))
+def test_what_is_observed_is_what_each_exit_alone_would_say(trials: Trials, depth: Path, data: Path) -> None:
+    trials.options = replace(trials.options, exit_temperature="0.8,1.5,2")
     scores, wrong = trials.observed()
     alone = [
         loaded(depth, data, exit_policy="fixed", exit_layer=n, exit_temperature="0.8,1.5,2").model for n in (1, 2, 3)
@@ -128,7 +133,7 @@ def test_what_is_observed_is_what_each_exit_alone_would_say(
     assert not wrong.all()
     # A first token sees no copied states: there the policy must do what the scores say.
     given = (0.45, 0.2)
-    _, exits = trials._led(given)
+    _, exits = trials._forced(given)
     expected = calibration.exits_at(scores[:, begins], torch.tensor(given)[:, None])
     assert [int(exit[0]) for exit in exits] == expected.tolist()
     assert len(set(expected.tolist())) > 1
@@ -138,7 +143,7 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
     """No other temperature does better, by a loop over sentences and exits alone."""
     translator = loaded(depth, data, trained=True)
     texts = lines(data, "de"), lines(data, "en")
-    trials = exit_calibration.Trials(translator, *texts, SEARCH, policy="confidence", language="en")
+    trials = Trials(translator, *texts, SEARCH, policy="confidence", language="en")
     step = calibration.slope_and_curvature
 
     def without_graph(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,17 +151,16 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
         return step(logits, targets)
 
     monkeypatch.setattr(calibration, "slope_and_curvature", without_graph)
-    trials.temper()
-    found = trials.decoder.temperatures
-    assert found is not None
-    assert all(exit_calibration.COOLEST < temperature < exit_calibration.HOTTEST for temperature in found)
+    trials.fit_temperatures()
+    found = fitted(trials)
+    assert all(exit_trials.COOLEST < temperature < exit_trials.HOTTEST for temperature in found)
     assert len(set(found)) > 1
     for n, temperature in enumerate(found, start=1):
         model = loaded(depth, data, trained=True, exit_policy="fixed", exit_layer=n).model
         loss = dict.fromkeys((temperature / 1.02, temperature, temperature * 1.02), 0.0)
         for source, reference in zip(trials.sources, trials.references, strict=True):
             indices = trials.translator.encode(source)[0][None]
-            words = trials.translator.given(reference).tokens
+            words = trials.translator.from_text(reference).indices
             previous = torch.cat([torch.tensor([2]), words[:-1]])[None]
             with torch.no_grad():
                 logits = model(indices, torch.tensor([indices.size(1)]), previous)[0][0].double()
@@ -165,16 +169,16 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
         assert min(loss, key=lambda divisor: loss[divisor]) == temperature
 
 
-def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: exit_calibration.Trials) -> None:
-    trials.temper()
-    assert max(trials.decoder.temperatures) == exit_calibration.HOTTEST
+def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: Trials) -> None:
+    trials.fit_temperatures()
+    assert max(fitted(trials)) == exit_trials.HOTTEST
 
 
-def test_decoding_is_that_of_the_override(trials: exit_calibration.Trials, depth: Path, data: Path) -> None:
+def test_decoding_is_that_of_the_override(trials: Trials, depth: Path, data: Path) -> None:
     found = trials.decoded(0.3)
     translator = loaded(depth, data, exit_policy=trials.policy, exit_threshold=0.3)
     translations, _ = translator.translate(trials.sources, SEARCH)
-    exits = translator.exits(trials.sources, translations, 40)
+    exits = forced_decoding.exits(translator, trials.sources, translations, 40)
     assert exits is not None
     flat = [exit for sentence in exits for exit in sentence]
     assert found.exit == pytest.approx(sum(flat) / len(flat), abs=1e-4)
@@ -191,10 +195,10 @@ def test_the_exits_that_are_told_are_those_of_the_search(policy: str, depth: Pat
     for source in sources:
         with noted_exits(translator.model.decoder) as exits:
             ((translation,), _) = translator.translate([source], SEARCH)
-        words = translation.tokens.tolist()
+        words = translation.indices.tolist()
         translations.append(translation)
         taken.append(exits[0, 2, *words[:-1]])
-    assert translator.exits(sources, translations, 40) == taken
+    assert forced_decoding.exits(translator, sources, translations, 40) == taken
     assert len({exit for sentence in taken for exit in sentence}) > 1
 
 
@@ -202,23 +206,21 @@ def test_the_exits_that_are_told_are_those_of_the_search(policy: str, depth: Pat
 
 
 @pytest.mark.parametrize("wanted", [1.0, 2.0, 3.0])
-def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: exit_calibration.Trials) -> None:
-    threshold = exit_calibration.for_mean_exit(trials, wanted, 100)
+def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: Trials) -> None:
+    threshold = threshold_search.for_mean_exit(trials, wanted, 100)
     found = trials.decoded(threshold).exit
     assert found is not None
     assert found <= wanted
     above = trials.decoded(round(threshold + 0.01, 6)).exit if threshold < 1 else math.inf
     assert above is not None
-    assert found >= wanted - exit_calibration.CLOSE or above > wanted
+    assert found >= wanted - threshold_search.CLOSE or above > wanted
 
 
 @pytest.mark.parametrize("wanted", [1.0, 1.6, 2.5])
-def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
-    wanted: float, trials: exit_calibration.Trials
-) -> None:
-    dial = exit_calibration.one_each(trials, 20)
+def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(wanted: float, trials: Trials) -> None:
+    dial = threshold_search.one_per_block(trials, 20)
     assert dial(0) == (0.0, 0.0)
-    found = exit_calibration.for_mean_exit(trials, wanted, 20, dial)
+    found = threshold_search.for_mean_exit(trials, wanted, 20, dial)
     assert isinstance(found, tuple)
     exit = trials.decoded(found).exit
     assert exit is not None
@@ -226,39 +228,37 @@ def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(
     position = max(n for n in range(21) if dial(n) == found)
     above = trials.decoded(dial(position + 1)).exit if position < 20 else math.inf
     assert above is not None
-    assert exit >= wanted - exit_calibration.CLOSE or above > wanted
+    assert exit >= wanted - threshold_search.CLOSE or above > wanted
 
 
-def test_bleu_is_walked_down_to_the_first_failure(
-    trials: exit_calibration.Trials, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bleu_is_walked_down_to_the_first_failure(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {None: 30.0, 0.8: 29.9, 0.6: 31.0, 0.4: 29.0, 0.2: 28.9, 0.0: 30.0}
 
-    def decoded(threshold: float | None) -> exit_calibration.Measured:
-        return exit_calibration.Measured(threshold, bleu={"score": given[threshold]})
+    def decoded(threshold: float | None) -> Trial:
+        return Trial(threshold, bleu=Score(score=given[threshold], signature=""))
 
     monkeypatch.setattr(trials, "decoded", decoded)
     monkeypatch.setattr(trials, "full", decoded(None))
-    assert exit_calibration.for_bleu_loss(trials, 0.0, 5) is None
-    assert exit_calibration.for_bleu_loss(trials, 0.5, 5) == 0.6
-    assert exit_calibration.for_bleu_loss(trials, 1.0, 5) == 0.4
-    assert exit_calibration.for_bleu_loss(trials, 2.0, 5) == 0.0
+    assert threshold_search.for_bleu_loss(trials, 0.0, 5) is None
+    assert threshold_search.for_bleu_loss(trials, 0.5, 5) == 0.6
+    assert threshold_search.for_bleu_loss(trials, 1.0, 5) == 0.4
+    assert threshold_search.for_bleu_loss(trials, 2.0, 5) == 0.0
 
 
-def test_disagreement_is_that_of_learn_then_test(trials: exit_calibration.Trials) -> None:
+def test_disagreement_is_that_of_learn_then_test(trials: Trials) -> None:
     """Stopping early leaves out thresholds that no half would have reached, and no others."""
-    every = exit_calibration.descending(10)
+    every = threshold_search.descending(10)
     assert every[0] == 0.9
     assert every[-1] == 0
     losses = torch.stack([trials.forced(threshold).losses for threshold in every])  # type: ignore[misc]
     for tolerated in (0.3, 0.5, 0.9):
-        chosen, resplits = exit_calibration.for_disagreement(
+        chosen, resplits = threshold_search.for_disagreement(
             trials, tolerated=tolerated, level=0.2, steps=10, resplits=50
         )
         assert chosen == calibration.lowest_valid_threshold(losses, every, tolerated=tolerated, level=0.2)
         halves = calibration.halves(len(trials.sources), 50)
         assert resplits == calibration.resplit(losses, every, halves, tolerated=tolerated, level=0.2)
-        alone, none = exit_calibration.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=None)
+        alone, none = threshold_search.for_disagreement(trials, tolerated=tolerated, level=0.2, steps=10, resplits=None)
         assert (alone, none) == (chosen, None)
 
 
@@ -300,8 +300,7 @@ def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path
 
 def calibrated(depth: Path, data: Path, *more: str) -> int:
     """In this process: starting one takes seconds."""
-    arguments = calibrate.parser().parse_args([*map(str, call(depth, data)), *more])
-    return calibrate.calibrate(arguments, ["recipes/calibrate.sh", *more])
+    return calibrate.main([*map(str, call(depth, data)), *more])
 
 
 def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path) -> None:
@@ -314,8 +313,7 @@ def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path)
     ):
         done = recipe(script, *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    arguments = calibrate.parser().parse_args([*call, "--bleu-loss", "100", "--steps", "1", "--beam", "1"])
-    assert calibrate.calibrate(arguments, ["recipes/calibrate.sh"]) == 0
+    assert calibrate.main([*call, "--bleu-loss", "100", "--steps", "1", "--beam", "1"]) == 0
     (path,) = (tmp_path / "runs/paper/depth").glob("calibration-*.json")
     found = json.loads(path.read_text())
     words = [
@@ -327,7 +325,7 @@ def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path)
         "--output",
         str(tmp_path / "scored"),
     ]
-    assert evaluate.evaluate(evaluate.parser().parse_args(words), ["recipes/evaluate.sh"]) == 0
+    assert evaluate.main(words) == 0
     scores = json.loads((tmp_path / "scored/scores.json").read_text())
     assert "case:lc" in scores["bleu"]["signature"]
     assert scores["bleu"] == {"score": found["rows"][-1]["bleu"], "signature": found["bleu_signature"]}
@@ -337,8 +335,7 @@ def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path)
 def test_another_question_has_another_file() -> None:
     def name(*more: str) -> str:
         arguments = calibrate.parser().parse_args(["toy", "depth", "--mean-exit", "2", *more])
-        calibrate.check(arguments)
-        return calibrate.name_of(arguments)
+        return calibrate.calibration_request(arguments).output_name(request_of(arguments))
 
     questions = [
         *(["--policy", "halting"], ["--per-exit"], ["--steps", "50"], ["--split", "test"]),
@@ -387,7 +384,7 @@ def test_no_temperatures_are_given_by_null(depth: Path, data: Path, capsys: pyte
     assert calibrated(depth, data, *more) == 0
     name, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert name == "recipes/evaluate.sh"
-    overrides = evaluate.overridden(evaluate.parser().parse_args(words).override)
+    overrides = request_of(evaluate.parser().parse_args(words)).override_values
     assert len(overrides["exit_temperature"].split(",")) == 3
 
 
@@ -415,18 +412,18 @@ def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pyt
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "nothing wanted": ([], ["--mean-exit", "--bleu-loss", "--disagreement"]),
     "two wanted": (["--mean-exit", "2", "--bleu-loss", "1"], ["--bleu-loss"]),
-    "mean exit of zero": (["--mean-exit", "0"], ["--mean-exit must be from 1 to 3", "is 0"]),
+    "mean exit of zero": (["--mean-exit", "0"], ["--mean-exit must be a number of at least 1", "is 0"]),
     "mean exit above the blocks": (["--mean-exit", "4"], ["--mean-exit must be from 1 to 3", "is 4"]),
-    "mean exit of nan": (["--mean-exit", "nan"], ["--mean-exit must be from 1 to 3"]),
-    "negative loss": (["--bleu-loss", "-1"], ["--bleu-loss must be from 0"]),
-    "loss of nan": (["--bleu-loss", "nan"], ["--bleu-loss must be from 0"]),
-    "disagreement of one": (["--disagreement", "1"], ["--disagreement must be above 0 and below 1"]),
-    "level of zero": (["--disagreement", "0.1", "--level", "0"], ["--level must be above 0"]),
+    "mean exit of nan": (["--mean-exit", "nan"], ["--mean-exit must be a number of at least 1"]),
+    "negative loss": (["--bleu-loss", "-1"], ["--bleu-loss must be a number from 0"]),
+    "loss of nan": (["--bleu-loss", "nan"], ["--bleu-loss must be a number from 0"]),
+    "disagreement of one": (["--disagreement", "1"], ["--disagreement must be a number above 0 and below 1"]),
+    "level of zero": (["--disagreement", "0.1", "--level", "0"], ["--level must be a number above 0"]),
     "level without": (["--mean-exit", "2", "--level", "0.1"], ["--level belongs to --disagreement"]),
     "resplits without": (["--bleu-loss", "1", "--resplits", "9"], ["--resplits belongs to --disagreement"]),
-    "no resplits": (["--disagreement", "0.5", "--resplits", "0"], ["--resplits must be from 1"]),
-    "a promise of found thresholds": (["--disagreement", "0.5", "--per-exit"], ["--per-exit: ", "can promise nothing"]),
-    "no steps": (["--mean-exit", "2", "--steps", "0"], ["--steps must be from 1"]),
+    "no resplits": (["--disagreement", "0.5", "--resplits", "0"], ["--resplits must be a whole number from 1"]),
+    "a promise of found thresholds": (["--disagreement", "0.5", "--per-exit"], ["--per-exit: ", "guarantee nothing"]),
+    "no steps": (["--mean-exit", "2", "--steps", "0"], ["--steps must be a whole number from 1"]),
     "too few sentences": (["--disagreement", "0.1"], ["needs 29 sentences at least, but valid has 20"]),
     "too few in a half": (
         ["--disagreement", "0.2", "--resplits", "9"],
@@ -441,26 +438,21 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_calls_are_refused(
-    case: str, depth: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_calls_are_refused(case: str, depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, expected = WRONG[case]
     before = sorted((depth / "runs/toy/depth").glob("*calibration*"))
-    monkeypatch.setattr("sys.argv", ["calibrate", *map(str, call(depth, data)), *given])
-    with pytest.raises((UserError, SystemExit)) as caught:
-        calibrate.main()
-    told = str(caught.value) if isinstance(caught.value, UserError) else capsys.readouterr().err
-    assert len(told.strip().splitlines()) == 1
+    message = refusal(lambda: calibrate.main([*map(str, call(depth, data)), *given]), capsys)
     for word in expected:
-        assert word in told
+        assert word in message
     assert sorted((depth / "runs/toy/depth").glob("*calibration*")) == before
 
 
-def test_models_without_exits_are_refused(data: Path, finished: Path) -> None:
+def test_models_without_exits_are_refused(data: Path, finished: Path, mini: Path) -> None:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
-    place = evaluator.Place(open_corpus("toy", data), "valid", path, None, "cpu", {})
+    selected = selection.select(Request("toy", str(mini), data, finished, "valid", cpu=True))
+    loaded = LoadedCheckpoint(selected.model, checkpoints.load(path))
     with pytest.raises(UserError, match=r"checkpoint_best.pt: the model has no exits; .*depth_adaptive"):
-        exit_calibration.load(checkpoints.load(path), place, policy="confidence")
+        exit_calibration.load(selected, loaded, "confidence")
 
 
 @pytest.mark.parametrize("halting", ["none", "sequence", "token"])
@@ -468,9 +460,9 @@ def test_haltings_without_a_threshold_are_refused(halting: str, depth: Path, dat
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
     state["cfg"]["model"].halting = halting
-    place = evaluator.Place(open_corpus("toy", data), "valid", path, ROOT / "depth_adaptive", "cpu", {})
+    selected = selection.select(Request("toy", str(depth / "depth.yaml"), data, depth / "runs", "valid", cpu=True))
     with pytest.raises(UserError, match=f"--policy halting: .*--halting {halting}, .*no threshold"):
-        exit_calibration.load(state, place, policy="halting")
+        exit_calibration.load(selected, LoadedCheckpoint(selected.model, state), "halting")
 
 
 def test_a_failing_calibration_keeps_the_last_one(

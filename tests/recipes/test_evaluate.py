@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_compat import checkpoints
 from recipes.cli import evaluate
+from recipes.cli.arguments import request_of
 from recipes.config.search import DEFAULTS, search_options
 from recipes.data.prepared_corpus import open_corpus
-from recipes.evaluation import evaluator
-from recipes.evaluation import translator as decoding
-from recipes.storage import naming
+from recipes.evaluation import output_files, selection
+from recipes.evaluation.alignments import alignment, words
+from recipes.evaluation.model_loading import load_checkpoints
+from recipes.evaluation.request import Request
+from recipes.evaluation.translator import ModelSource, Translation, Translator, batches, load_translator
 from recipes.training.run import Run
 from tests.support.recipe_runs import ROOT, files, paper_corpus, recipe, refused
 from thoth_core.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def translator(data: Path, finished: Path) -> decoding.Translator:
+def translator(data: Path, finished: Path) -> Translator:
     """With random parameters: a few updates say the same about every sentence, these something else about each."""
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = open_corpus("toy", data)
@@ -34,12 +37,16 @@ def translator(data: Path, finished: Path) -> decoding.Translator:
     for value in state["model"].values():
         if value.dim() > 1:
             value.normal_(0, 0.5)
-    return decoding.load_translator(state, path=path, corpus=corpus, user_dir=None, device="cpu")
+    return load_translator([ModelSource(state, path)], corpus=corpus, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def sentences(data: Path) -> list[str]:
-    return decoding.read_lines(data / "toy/text/test.de")
+    return selection.read_lines(data / "toy/text/test.de")
+
+
+def selected(mini: Path, data: Path, runs: Path, **settings: Any) -> selection.Selection:
+    return selection.select(Request("toy", str(mini), data, runs, "test", cpu=True, **settings))
 
 
 # --- the whole recipe ---------------------------------------------------------------------------------
@@ -58,8 +65,8 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     for found in drawn:
         assert len(found["weights"]) == len(found["target"])
         assert [sum(row) for row in found["weights"]] == pytest.approx([1] * len(found["target"]), abs=1e-3)
-    hypotheses = decoding.read_lines(folder / "hypotheses.txt")
-    references = decoding.read_lines(folder / "references.txt")
+    hypotheses = selection.read_lines(folder / "hypotheses.txt")
+    references = selection.read_lines(folder / "references.txt")
     assert (folder / "references.txt").read_bytes() == (data / "toy/text/test.en").read_bytes()
     assert len(hypotheses) == len(references) == 24
     scores = json.loads((folder / "scores.json").read_text())
@@ -87,7 +94,7 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
     # Once more, in other batches: the same translations and scores, and nothing left over.
     again = recipe("evaluate", *call, "--max-tokens", 12, "--pictures", 1)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert decoding.read_lines(folder / "hypotheses.txt") == hypotheses
+    assert selection.read_lines(folder / "hypotheses.txt") == hypotheses
     repeated = json.loads((folder / "scores.json").read_text())
     assert [repeated[name] for name in ("bleu", "chrf", "ter")] == [scores[name] for name in ("bleu", "chrf", "ter")]
     assert {path.name for path in folder.iterdir()} == names - {f"alignment-{n}.png" for n in range(2, 5)}
@@ -106,8 +113,8 @@ def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) 
         assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs/paper/mini/evaluation"
     scores = json.loads((folder / "scores.json").read_text())
-    hypotheses = decoding.read_lines(folder / "hypotheses.txt")
-    references = decoding.read_lines(data.parent / "recipe_text/test.en")
+    hypotheses = selection.read_lines(folder / "hypotheses.txt")
+    references = selection.read_lines(data.parent / "recipe_text/test.en")
     assert any(hypotheses)
     assert references[0].isupper()
     bleu, plain = BLEU(lowercase=True), BLEU(tokenize="none", force=True)
@@ -118,7 +125,7 @@ def test_a_corpus_prepared_as_in_papers(data: Path, mini: Path, tmp_path: Path) 
     assert "case:lc" in scores["bleu"]["signature"]
     assert "case:lc" in scores["chrf"]["signature"]
     # These words are tokens already: their plain text differs from the tokens in nothing but case.
-    tokens = decoding.read_lines(tmp_path / "data/paper/tokens/test.en")
+    tokens = selection.read_lines(tmp_path / "data/paper/tokens/test.en")
     assert scores["tokenised_bleu"]["score"] == plain.corpus_score(hypotheses, [tokens]).score
     assert "tok:none" in scores["tokenised_bleu"]["signature"]
     assert f"BLEU of tokens {scores['tokenised_bleu']['score']:14.2f}   nrefs:1|" in (folder / "scores.txt").read_text()
@@ -142,22 +149,21 @@ def test_another_split_average_and_beam_stand_apart(copied: Path, data: Path, mi
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["checkpoint"] == "the average of checkpoint4.pt, checkpoint3.pt"
     assert (scores["beam"], scores["sentences"], scores["split"]) == (1, 20, "valid")
-    assert len(decoding.read_lines(folder / "hypotheses.txt")) == 20
+    assert len(selection.read_lines(folder / "hypotheses.txt")) == 20
 
 
 def test_overrides_may_be_written_as_for_fairseq() -> None:
-    given = ["exit_threshold=None", "exit_layer=2", "exit_policy=fixed", "exit_temperature=1.1,1", "a=[1, 2]"]
-    found = evaluate.overridden(given)
-    assert list(found.values()) == [None, 2, "fixed", "1.1,1", [1, 2]]
+    overrides = ("exit_threshold=None", "exit_layer=2", "exit_policy=fixed", "exit_temperature=1.1,1", "a=[1, 2]")
+    request = Request("toy", "mini", Path("data"), Path("runs"), "test", overrides=overrides)
+    assert list(request.override_values.values()) == [None, 2, "fixed", "1.1,1", [1, 2]]
 
 
 @pytest.mark.parametrize("value", [",".join(["0.25"] * 60), "é" * 200])
 def test_a_name_of_long_options_fits_a_file_system_and_is_its_own(value: str) -> None:
     def named(last: str) -> str:
         given = ["toy", "mini", "--average", "2", "--override", f"exit_threshold={value}{last}"]
-        arguments = evaluate.parser().parse_args(given)
-        evaluate.check(arguments)
-        return naming.name(["evaluation", "valid"], arguments)
+        request = request_of(evaluate.parser().parse_args(given))
+        return request.output_name("evaluation", "valid")
 
     one, two = named(",0.5"), named(",0.6")
     assert one == named(",0.5") != two
@@ -171,7 +177,7 @@ def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Pat
     done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", "--pictures", "0",
                   "--split", "train", "--output", tmp_path / "distilled")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    hypotheses = decoding.read_lines(tmp_path / "distilled/hypotheses.txt")
+    hypotheses = selection.read_lines(tmp_path / "distilled/hypotheses.txt")
     shutil.copy(data / "toy/text/train.de", tmp_path / "train.de")
     shutil.copy(tmp_path / "distilled/hypotheses.txt", tmp_path / "train.en")
     done = recipe("prepare", "files", "--name", "taught", "--source", "de", "--target", "en", "--vocab-size", "40",
@@ -179,18 +185,12 @@ def test_translations_of_the_training_text_make_a_corpus(copied: Path, data: Pat
                   "--data", tmp_path / "data", "--no-language-check")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     taught, toy = (open_corpus(name, place) for name, place in (("taught", tmp_path / "data"), ("toy", data)))
-    pairs = list(zip(decoding.read_lines(toy.text("train", "de")), hypotheses, strict=True))
-    sides = [decoding.read_lines(taught.text("train", language)) for language in ("de", "en")]
+    pairs = list(zip(selection.read_lines(toy.text("train", "de")), hypotheses, strict=True))
+    sides = [selection.read_lines(taught.text("train", language)) for language in ("de", "en")]
     kept = list(zip(*sides, strict=True))
     assert kept
     assert set(kept) <= set(pairs)
-    assert decoding.read_lines(taught.text("test", "en")) == decoding.read_lines(toy.text("test", "en"))
-
-
-def arguments_for(data: Path, folder: Path, mini: Path, *more: str) -> argparse.Namespace:
-    return evaluate.parser().parse_args(
-        ["toy", str(mini), "--data", str(data), "--runs", str(folder), "--cpu", "--pictures", "0", *more]
-    )
+    assert selection.read_lines(taught.text("test", "en")) == selection.read_lines(toy.text("test", "en"))
 
 
 @pytest.mark.parametrize("stage", ["quality.score", "score_table.table"])
@@ -212,7 +212,7 @@ def test_a_failing_evaluation_keeps_the_last_one(
 
     monkeypatch.setattr(f"recipes.metrics.{stage}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(arguments_for(data, copied, mini), ["recipes/evaluate.sh"])
+        evaluate.main(["toy", str(mini), "--data", str(data), "--runs", str(copied), "--cpu", "--pictures", "0"])
     assert files(earlier) == {"scores.json": b'{"bleu": "earlier"}'}
     assert not list((copied / "toy/mini").glob(".evaluation*"))
     assert "BLEU = " not in capsys.readouterr().out
@@ -331,7 +331,7 @@ def test_a_checkpoint_of_another_corpus_is_refused(data: Path, finished: Path) -
     state = checkpoints.load(path)
     state["model"] = {name: value[:-1] if "embed_tokens" in name else value for name, value in state["model"].items()}
     with pytest.raises(UserError, match="does not fit the corpus"):
-        decoding.load_translator(state, path=path, corpus=open_corpus("toy", data), user_dir=None, device="cpu")
+        load_translator([ModelSource(state, path)], corpus=open_corpus("toy", data), device="cpu")
 
 
 def test_a_diverged_model_is_refused(data: Path, finished: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_diverged_model_is_refused(data: Path, finished: Path) -> None:
     state = checkpoints.load(path)
     state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
     with pytest.raises(UserError, match=r"checkpoint_best.pt: .*not finite.*--lr"):
-        decoding.load_translator(state, path=path, corpus=open_corpus("toy", data), user_dir=None, device="cpu")
+        load_translator([ModelSource(state, path)], corpus=open_corpus("toy", data), device="cpu")
 
 
 def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
@@ -348,21 +348,21 @@ def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "toy/text/test.en"
     path.write_text(path.read_text() + "ONE MORE\n")
     with pytest.raises(UserError, match=r"test\.en: 25 lines for 24"):
-        evaluate.read_split(corpus, "test")
+        selection.read_split(corpus, "test")
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"test\.en: not UTF-8 at byte 0"):
-        evaluate.read_split(corpus, "test")
+        selection.read_split(corpus, "test")
 
 
 def test_unreadable_search_options_name_the_model_file() -> None:
-    for given, words in (
+    for given, message in (
         ({"beams": 3}, "unknown option beams"),
         ({"beam": 0}, "beam must be a whole number from 1"),
         ({"beam": 2.5}, "beam must be"),
         ({"lenpen": "long"}, "lenpen must be a number"),
         ({"beam": True}, "beam must be"),
     ):
-        with pytest.raises(UserError, match=f"some.yaml: .*{words}|some.yaml: {words}"):
+        with pytest.raises(UserError, match=f"some.yaml: .*{message}|some.yaml: {message}"):
             search_options(given, "some.yaml")
     assert search_options({"beam": "3", "lenpen": 1}, "x") == DEFAULTS | {"beam": 3, "lenpen": 1.0}
 
@@ -376,17 +376,17 @@ def options(**given: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 100])
 def test_translations_do_not_depend_on_batches_nor_order(
-    max_tokens: int, translator: decoding.Translator, sentences: list[str]
+    max_tokens: int, translator: Translator, sentences: list[str]
 ) -> None:
     search = options(beam=3, max_len_a=1.5, max_len_b=5)
     expected, _ = translator.translate(sentences, search)
     assert len({t.text for t in expected}) > len(sentences) // 2
     found, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
     assert [t.text for t in found] == [t.text for t in expected][::-1]
-    assert [t.pieces for t in found] == [t.pieces for t in expected][::-1]
+    assert [t.tokens for t in found] == [t.tokens for t in expected][::-1]
 
 
-def test_translations_are_those_of_fairseqs_generator(translator: decoding.Translator, sentences: list[str]) -> None:
+def test_translations_are_those_of_fairseqs_generator(translator: Translator, sentences: list[str]) -> None:
     """One sentence at a time through fairseq-interactive's own way of making a batch."""
     found, statistics = translator.translate(sentences[:8], options(beam=3, max_len_b=30))
     task = translator.task
@@ -403,24 +403,24 @@ def test_translations_are_those_of_fairseqs_generator(translator: decoding.Trans
         tokens = task.source_dictionary.encode_line(line, add_if_not_exist=False, append_eos=True).long()
         dataset = task.build_dataset_for_inference([tokens], [tokens.numel()])
         hypothesis = task.inference_step(generator, [translator.model], dataset.collater([dataset[0]]))[0][0]
-        assert torch.equal(hypothesis["tokens"], translation.tokens)
+        assert torch.equal(hypothesis["tokens"], translation.indices)
         assert float(hypothesis["score"]) == pytest.approx(translation.score, abs=1e-5)
         assert "madeupword" not in translation.text
         total += len(hypothesis["tokens"])
     assert statistics.tokens == total
 
 
-def test_batches_are_of_like_length_and_within_the_limit(translator: decoding.Translator) -> None:
+def test_batches_are_of_similar_length_and_within_the_limit() -> None:
     lengths = [3, 9, 9, 1, 4, 4, 4, 20, 2]
-    batches = list(translator.batches(lengths, 12))
-    assert sorted(index for batch in batches for index in batch) == list(range(9))
-    for batch in batches:
+    found = list(batches(lengths, 12))
+    assert sorted(index for batch in found for index in batch) == list(range(9))
+    for batch in found:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 12
-    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
-    assert list(translator.batches([], 12)) == []
+    assert [lengths[i] for batch in found for i in batch] == sorted(lengths, reverse=True)
+    assert list(batches([], 12)) == []
 
 
-def test_empty_unknown_and_overlong_sentences(translator: decoding.Translator, sentences: list[str]) -> None:
+def test_empty_unknown_and_overlong_sentences(translator: Translator, sentences: list[str]) -> None:
     plain, _ = translator.translate([sentences[0]], options(max_len_b=20))
     odd = ["", sentences[0], "   ", "日本 ??", "bake " * 3000]
     found, statistics = translator.translate(odd, options(max_len_b=20))
@@ -430,7 +430,7 @@ def test_empty_unknown_and_overlong_sentences(translator: decoding.Translator, s
     assert all("\n" not in t.text for t in found)
 
 
-def test_progress_counts_every_sentence(translator: decoding.Translator, sentences: list[str]) -> None:
+def test_progress_counts_every_sentence(translator: Translator, sentences: list[str]) -> None:
     class Counter:
         done = 0
 
@@ -444,11 +444,11 @@ def test_progress_counts_every_sentence(translator: decoding.Translator, sentenc
 
 def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("one\u2028still one\ntwo\x85\n\nfour\rstill four", encoding="utf-8", newline="\n")
-    assert decoding.read_lines(tmp_path / "text") == ["one\u2028still one", "two\x85", "", "four\rstill four"]
+    assert selection.read_lines(tmp_path / "text") == ["one\u2028still one", "two\x85", "", "four\rstill four"]
     (tmp_path / "text").write_text("", encoding="utf-8")
-    assert decoding.read_lines(tmp_path / "text") == []
+    assert selection.read_lines(tmp_path / "text") == []
     with pytest.raises(UserError, match=r"nothing.*recipes/prepare.sh"):
-        decoding.read_lines(tmp_path / "nothing")
+        selection.read_lines(tmp_path / "nothing")
 
 
 # --- alignments ---------------------------------------------------------------------------------
@@ -456,93 +456,101 @@ def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
 
 def test_pieces_are_joined_to_words() -> None:
     pieces = ["▁Haus", "tür", "▁", "x", ".", "▁ja"]
-    assert decoding.words(pieces) == [("Haustür", 0, 2), ("x.", 2, 5), ("ja", 5, 6)]
-    assert decoding.words(["a", "b"]) == [("ab", 0, 2)]
-    assert decoding.words([]) == []
+    assert words(pieces) == [("Haustür", 0, 2), ("x.", 2, 5), ("ja", 5, 6)]
+    assert words(["a", "b"]) == [("ab", 0, 2)]
+    assert words([]) == []
 
 
-def test_alignments_are_distributions_over_words(translator: decoding.Translator, sentences: list[str]) -> None:
-    found, _ = translator.translate(sentences[:5], options(max_len_b=30))
-    for sentence, translation in zip(sentences, found, strict=False):
-        alignment = translator.alignment(sentence, translation)
-        assert alignment is not None
-        assert alignment.source == [*sentence.split(), "</s>"]
-        assert "".join(alignment.target) == translation.text.replace(" ", "")
-        assert alignment.weights.shape == (len(alignment.target), len(alignment.source))
-        assert (alignment.weights >= 0).all()
-        assert alignment.weights.sum(1) == pytest.approx(1, abs=1e-4)
+def test_alignments_are_distributions_over_words(translator: Translator, sentences: list[str]) -> None:
+    translations, _ = translator.translate(sentences[:5], options(max_len_b=30))
+    for sentence, translation in zip(sentences, translations, strict=False):
+        found = alignment(translator, sentence, translation)
+        assert found is not None
+        assert found.source == [*sentence.split(), "</s>"]
+        assert "".join(found.target) == translation.text.replace(" ", "")
+        assert found.weights.shape == (len(found.target), len(found.source))
+        assert (found.weights >= 0).all()
+        assert found.weights.sum(1) == pytest.approx(1, abs=1e-4)
 
 
 class Aligner(torch.nn.Module):
-    """A model that says what it looks at only when asked: piece t at piece S - 1 - t of the source."""
+    """A model whose piece t looks at piece S - 1 - t of the source."""
 
-    class Decoder(torch.nn.Module):
-        need_alignments = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.decoder = self.Decoder()
+    def max_positions(self) -> int:
+        return 1024
 
     def forward(
         self, source: torch.Tensor, lengths: torch.Tensor, previous: torch.Tensor
     ) -> tuple[Any, dict[str, Any]]:
         eye = torch.eye(source.size(1)).flip(1)[: previous.size(1)]  # (T, S)
-        return None, {"attn": [eye[None]] if self.decoder.need_alignments else None}
+        return None, {"attn": [eye[None]]}
 
 
-@pytest.fixture
-def aligner(translator: decoding.Translator) -> Iterator[Aligner]:
-    model, translator.model = translator.model, Aligner()
-    yield translator.model
-    translator.model = model
-
-
-def test_alignments_are_asked_for_and_merged(aligner: Aligner, translator: decoding.Translator) -> None:
+def test_alignments_are_merged_to_words(translator: Translator) -> None:
     sentence = "bake lomi nura"
     pieces = translator.source.segment(sentence)
     eos = torch.tensor([translator.task.target_dictionary.eos()])
-    tokens = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
-    translation = decoding.Translation(sentence, pieces, tokens, 0.0)
-    alignment = translator.alignment(sentence, translation)
-    assert alignment is not None
-    assert alignment.target == ["bake", "lomi", "nura"]
-    assert not aligner.decoder.need_alignments  # switched off again
-    starts = [start for _, start, _ in decoding.words(pieces)]
+    indices = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
+    found = alignment(translator.with_model(Aligner()), sentence, Translation(sentence, pieces, indices, 0.0))
+    assert found is not None
+    assert found.target == ["bake", "lomi", "nura"]
+    starts = [start for _, start, _ in words(pieces)]
     # The first piece looks at the end of sentence, the second at the last piece, ...
-    assert alignment.weights[0, 3] == pytest.approx(1 / (starts[1] - starts[0]))
-    assert alignment.weights.sum(1) == pytest.approx(1)
+    assert found.weights[0, 3] == pytest.approx(1 / (starts[1] - starts[0]))
+    assert found.weights.sum(1) == pytest.approx(1)
 
 
-def test_models_without_alignments_and_empty_translations(
-    translator: decoding.Translator, sentences: list[str]
-) -> None:
-    class Silent(torch.nn.Module):
-        def forward(self, *_: Any) -> tuple[Any, None]:
-            return None, None
+class Silent(torch.nn.Module):
+    """A model without alignments."""
 
+    def max_positions(self) -> int:
+        return 1024
+
+    def forward(self, *_: Any) -> tuple[Any, None]:
+        return None, None
+
+
+def test_models_without_alignments_and_empty_translations(translator: Translator, sentences: list[str]) -> None:
     translation, _ = translator.translate(sentences[:1], options())
-    model, translator.model = translator.model, Silent()
-    try:
-        assert translator.alignment(sentences[0], translation[0]) is None
-    finally:
-        translator.model = model
+    assert alignment(translator.with_model(Silent()), sentences[0], translation[0]) is None
     eos = torch.tensor([translator.task.target_dictionary.eos()])
-    assert translator.alignment(sentences[0], decoding.Translation("", [], eos, 0.0)) is None
+    assert alignment(translator, sentences[0], Translation("", [], eos, 0.0)) is None
+
+
+# --- several threads ---------------------------------------------------------------------------
+
+
+def test_eight_threads_translate_with_one_model(translator: Translator, sentences: list[str]) -> None:
+    """Each gives the translations, scores and alignments of one thread alone."""
+    search = options(beam=3, max_len_a=1.5, max_len_b=5)
+
+    def work(number: int) -> list[tuple[str, list[str], float, list[float]]]:
+        mine = sentences[number:] + sentences[:number]
+        translations, _ = translator.translate(mine, {**search, "max-tokens": 40 + number})
+        found = [alignment(translator, *pair) for pair in zip(mine, translations, strict=True)]
+        weights = [[] if each is None else each.weights.flatten().tolist() for each in found]
+        return [(t.text, t.tokens, t.score, w) for t, w in zip(translations, weights, strict=True)]
+
+    expected = [work(number) for number in range(8)]
+    assert len({text for text, *_ in expected[0]}) > len(sentences) // 2
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            assert list(threads.map(work, range(8))) == expected
 
 
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def test_the_last_epochs_are_averaged(finished: Path) -> None:
+def test_the_last_epochs_are_averaged(finished: Path, data: Path, mini: Path) -> None:
     run = Run(finished / "toy/mini")
-    names = [path.name for path in evaluate.choose_checkpoints(run, "average", 3, "train")]
+    names = [path.name for path in selection.select_checkpoints(run, "average", 3, "train")]
     assert names == ["checkpoint4.pt", "checkpoint3.pt", "checkpoint2.pt"]
-    assert len(evaluate.choose_checkpoints(run, "average", None, "train")) == 4  # five where there are five
-    assert [p.name for p in evaluate.choose_checkpoints(run, "last", None, "train")] == ["checkpoint_last.pt"]
-    paths = evaluate.choose_checkpoints(run, "average", 2, "train")
-    state = evaluate.load(paths, "train")
-    assert evaluate.updates_of(state) == evaluate.updates_of(checkpoints.load(paths[0]))
-    mean = state["model"]
+    assert len(selection.select_checkpoints(run, "average", None, "train")) == 4  # five where there are five
+    assert [p.name for p in selection.select_checkpoints(run, "last", None, "train")] == ["checkpoint_last.pt"]
+    paths = selection.select_checkpoints(run, "average", 2, "train")
+    (loaded,) = load_checkpoints(selected(mini, data, finished, checkpoint="average", average=2))
+    assert loaded.updates == checkpoints.load(paths[0])["optimizer_history"][-1]["num_updates"]
+    mean = loaded.state["model"]
     one, two = (checkpoints.load(path)["model"] for path in paths)
     for name, value in mean.items():
         assert torch.allclose(value, (one[name] + two[name]) / 2), name
@@ -557,7 +565,7 @@ def test_epochs_are_ordered_as_numbers(tmp_path: Path) -> None:
         "checkpoint9.pt",
     ):
         (tmp_path / name).touch()
-    assert [p.name for p in evaluate.epoch_checkpoints(tmp_path)] == [
+    assert [p.name for p in selection.epoch_checkpoints(tmp_path)] == [
         "checkpoint10.pt",
         "checkpoint9.pt",
         "checkpoint2.pt",
@@ -566,13 +574,13 @@ def test_epochs_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
     texts = [" ".join(["word"] * (n % 30)) for n in range(300)]
-    chosen = evaluator.chosen_for_pictures(texts, texts, 4)
-    assert chosen == evaluator.chosen_for_pictures(texts, texts, 4)
+    chosen = output_files.sentences_for_pictures(texts, texts, 4)
+    assert chosen == output_files.sentences_for_pictures(texts, texts, 4)
     assert len(set(chosen)) == 4
     assert all(5 <= len(texts[i].split()) <= 14 for i in chosen)
     assert chosen[-1] > 150
-    assert evaluator.chosen_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
-    assert evaluator.chosen_for_pictures([], [], 4) == []
+    assert output_files.sentences_for_pictures(["a b", "c d e"], ["x y", ""], 4) == [0]
+    assert output_files.sentences_for_pictures([], [], 4) == []
 
 
 def test_other_files_beside_an_evaluation_are_not_ours_to_delete(

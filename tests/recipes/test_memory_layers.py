@@ -14,7 +14,9 @@ from fairseq_compat import checkpoints
 from recipes.config.search import DEFAULTS
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import model_loading
-from recipes.evaluation import translator as decoding
+from recipes.evaluation.forced_decoding import slot_usage
+from recipes.evaluation.selection import read_lines
+from recipes.evaluation.translator import ModelSource, load_translator
 from tests.support import recipe_runs
 from tests.support.recipe_runs import ROOT, recipe, refused
 
@@ -46,18 +48,13 @@ def test_an_evaluation_reports_the_slots_that_are_read(trained: Path, data: Path
 
 def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, data: Path) -> None:
     path = trained / "runs/toy/memory/checkpoints/checkpoint_best.pt"
-    translator = decoding.load_translator(
-        checkpoints.load(path),
-        path=path,
-        corpus=open_corpus("toy", data),
-        user_dir=ROOT / "memory_layers",
-        device="cpu",
-    )
-    sentences = [*decoding.read_lines(data / "toy/text/test.de"), ""]
+    source = ModelSource(checkpoints.load(path), path, ROOT / "memory_layers")
+    translator = load_translator([source], corpus=open_corpus("toy", data), device="cpu")
+    sentences = [*read_lines(data / "toy/text/test.de"), ""]
     translations, _ = translator.translate(sentences, {**DEFAULTS, "beam": 2, "max-len-b": 12})
-    tokens = sum(len(translation.tokens) for translation in translations)
-    alone = translator.slot_usage(sentences, translations, 1)["d1"].weights
-    together = translator.slot_usage(sentences, translations, 10_000)["d1"].weights
+    tokens = sum(len(translation.indices) for translation in translations)
+    alone = slot_usage(translator, sentences, translations, 1)["d1"].weights
+    together = slot_usage(translator, sentences, translations, 10_000)["d1"].weights
     assert alone.sum(1).tolist() == pytest.approx([tokens, tokens])  # padding reads nothing, softmax sums to one
     assert (alone - together).abs().max() < 1e-4
     with translator.model.recorded_usage() as fresh:
@@ -67,9 +64,9 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
 def test_a_model_without_memories_has_no_usage(finished: Path, data: Path) -> None:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = open_corpus("toy", data)
-    translator = decoding.load_translator(checkpoints.load(path), path=path, corpus=corpus, user_dir=None, device="cpu")
+    translator = load_translator([ModelSource(checkpoints.load(path), path)], corpus=corpus, device="cpu")
     translations, _ = translator.translate(["ba"], {**DEFAULTS, "beam": 1})
-    assert translator.slot_usage(["ba"], translations, 100) == {}
+    assert slot_usage(translator, ["ba"], translations, 100) == {}
 
 
 LANGUAGE_MODEL = f"""\
@@ -122,7 +119,7 @@ def test_a_language_model_is_scored_by_its_perplexity(language_model: Path, data
     model.eval().double()
     dictionary, nats, tokens, words, characters = task.dictionary, 0.0, 0, 0, 0
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(corpus.subword_models["en"]))
-    for line in decoding.read_lines(data / "toy/text/test.en"):
+    for line in read_lines(data / "toy/text/test.en"):
         indices = [dictionary.index(piece) for piece in pieces.encode(line, out_type=str)] + [dictionary.eos()]
         logits = model(torch.tensor([[dictionary.eos(), *indices[:-1]]]))[0][0]
         nats -= logits.log_softmax(-1)[range(len(indices)), indices].sum().item()

@@ -1,6 +1,5 @@
 """recipes/tune.sh, recipes/evaluate.sh --tuned and --ensemble: against plain loops and full searches, and refusals."""
 
-import argparse
 import json
 import shlex
 import shutil
@@ -14,10 +13,14 @@ from fairseq_compat import checkpoints
 from recipes.cli import evaluate, tune
 from recipes.config.search import search_options
 from recipes.data.prepared_corpus import open_corpus
-from recipes.evaluation import translator as decoding
+from recipes.evaluation import beam_tuning
+from recipes.evaluation.alignments import alignment
+from recipes.evaluation.selection import read_lines
+from recipes.evaluation.translator import ModelSource, Translator, load_translator
 from recipes.metrics import systems as comparing
+from recipes.metrics.results import TuningRow
 from recipes.training.run import Run
-from tests.support.recipe_runs import files
+from tests.support.recipe_runs import files, refusal
 from thoth_core.errors import UserError
 
 LENPENS = (-1.0, 0.0, 0.7, 1.0, 2.5)
@@ -33,17 +36,15 @@ def state_of(path: Path, seed: int) -> dict[str, Any]:
     return state
 
 
-def translator_of(finished: Path, data: Path, *seeds: int) -> decoding.Translator:
+def translator_of(finished: Path, data: Path, *seeds: int) -> Translator:
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = open_corpus("toy", data)
-    first, *others = (state_of(path, seed) for seed in seeds)
-    parts = [(state, path, None) for state in others]
-    return decoding.load_translator(first, path=path, corpus=corpus, user_dir=None, device="cpu", others=parts)
+    return load_translator([ModelSource(state_of(path, seed), path) for seed in seeds], corpus=corpus, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def sources(data: Path) -> list[str]:
-    return decoding.read_lines(data / "toy/text/valid.de")
+    return read_lines(data / "toy/text/valid.de")
 
 
 @pytest.fixture
@@ -63,14 +64,13 @@ def words(data: Path, folder: Path, mini: Path, *more: object) -> list[str]:
 def evaluated(data: Path, folder: Path, mini: Path, *more: object) -> dict[str, Any]:
     """scores.json, of an evaluation in this process."""
     given = words(data, folder, mini, "--output", folder / "found", "--pictures", 0, *more)
-    assert evaluate.evaluate(evaluate.parser().parse_args(given), ["recipes/evaluate.sh", *given]) == 0
+    assert evaluate.main(given) == 0
     found: dict[str, Any] = json.loads((folder / "found/scores.json").read_text())
     return found
 
 
 def tuned(data: Path, folder: Path, mini: Path, *more: object) -> int:
-    given = words(data, folder, mini, *more)
-    return tune.tune(tune.parser().parse_args(given), ["recipes/tune.sh", *given])
+    return tune.main(words(data, folder, mini, *more))
 
 
 # --- ensembles ---------------------------------------------------------------------------------
@@ -97,17 +97,17 @@ def test_an_ensemble_takes_the_mean_of_probabilities(finished: Path, data: Path,
             if len(tokens) == 1:
                 mean[dictionary.eos()] = 0  # one sub-word at least
             tokens.append(dictionary.eos() if len(tokens) > 12 else int(mean.argmax()))
-        assert translation.tokens.tolist() == tokens[1:]
+        assert translation.indices.tolist() == tokens[1:]
     for seed in (1, 2):
         alone, _ = translator_of(finished, data, seed).translate(sources[:8], search)
-        assert [t.pieces for t in alone] != [t.pieces for t in found]
+        assert [t.tokens for t in alone] != [t.tokens for t in found]
     assert ensemble.parameters == 2 * sum(p.numel() for p in ensemble.model.parameters())
-    assert ensemble.alignment(sources[0], found[0]) is None
+    assert alignment(ensemble, sources[0], found[0]) is None
 
 
 def test_an_ensemble_is_evaluated_in_a_folder_of_its_own(two: Path, data: Path, mini: Path, tmp_path: Path) -> None:
     given = words(data, two, mini, "--ensemble", tmp_path / "other.yaml", "--pictures", 1)
-    assert evaluate.evaluate(evaluate.parser().parse_args(given), ["recipes/evaluate.sh", *given]) == 0
+    assert evaluate.main(given) == 0
     folder = two / "toy/mini/evaluation-ensemble-other"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["model"] == "mini"
@@ -130,9 +130,7 @@ def test_models_that_pad_on_other_sides_are_refused(finished: Path, data: Path) 
     states[1]["cfg"]["task"]["left_pad_source"] = not states[1]["cfg"]["task"]["left_pad_source"]
     corpus = open_corpus("toy", data)
     with pytest.raises(UserError, match="pads the source on the other side"):
-        decoding.load_translator(
-            states[0], path=path, corpus=corpus, user_dir=None, device="cpu", others=[(states[1], path, None)]
-        )
+        load_translator([ModelSource(state, path) for state in states], corpus=corpus, device="cpu")
 
 
 def test_language_models_are_refused(
@@ -159,7 +157,7 @@ def test_one_search_serves_every_length_penalty(beam: int, finished: Path, data:
     seen = set()
     for lenpen in LENPENS:
         expected, _ = translator.translate([*sources, " "], {**search, "lenpen": lenpen})
-        found = translator.ranked(candidates, lenpen)
+        found = translator.best_texts(candidates, lenpen)
         assert found == [translation.text for translation in expected]
         seen.add(tuple(found))
     assert len(seen) > 1 or beam == 1
@@ -198,20 +196,20 @@ def test_from_validation_to_the_call_of_the_evaluation(
 
     stale = json.loads(before)
     for change, message in (
-        ({"parameters_of_models": ["0" * 64]}, "was found with other parameters than the models have now"),
-        ({"corpus_fingerprint": "x"}, "was found with corpus_fingerprint x"),
-        ({"split": "test"}, "was found with split test"),
+        ({"parameters_of_models": ["0" * 64]}, "was tuned with other parameters than the models have now"),
+        ({"corpus_fingerprint": "x"}, "was tuned with corpus_fingerprint x"),
+        ({"split": "test"}, "was tuned with split test"),
         ({"search": {**stale["search"], "max-len-b": 7}}, "'max-len-b': 7"),
-        ({"beam": None}, "beam must be a whole number from 1 to 1000, but is left empty"),
-        ({"beam": -3}, "beam must be a whole number from 1 to 1000, but is -3"),
-        ({"lenpen": float("nan")}, "lenpen must be a number from -100 to 100, but is .nan"),
-        ({"bleu_signature": None}, "bleu_signature must be text, but is left empty"),
+        ({"beam": None}, "field beam: "),
+        ({"beam": -3}, "field beam: "),
+        ({"lenpen": float("nan")}, "field lenpen: "),
+        ({"bleu_signature": None}, "field bleu_signature: "),
     ):
         path.write_text(json.dumps({**stale, **change}))
-        with pytest.raises(UserError, match=f"{message}.*tune anew with: recipes/tune.sh toy"):
+        with pytest.raises(UserError, match=f"{message}.*tune again with: recipes/tune.sh toy"):
             evaluated(data, two, mini, "--tuned")
     path.write_bytes(before[:-9])
-    with pytest.raises(UserError, match=r"tuning.json: not JSON; tune anew"):
+    with pytest.raises(UserError, match=r"tuning.json: not JSON; tune again"):
         evaluated(data, two, mini, "--tuned")
 
 
@@ -222,7 +220,7 @@ def test_an_ensemble_is_tuned_apart(
     assert tuned(data, two, mini, *ensemble, "--beams", 2) == 0
     told = capsys.readouterr().out
     found = json.loads((two / "toy/mini/tuning-ensemble-other.json").read_text())
-    assert len(found["rows"]) == len(tune.LENPENS)
+    assert len(found["rows"]) == len(beam_tuning.LENPENS)
     assert len({*found["parameters_of_models"]}) == 2
     assert told.splitlines()[-1].endswith(f"--ensemble {ensemble[1]} --tuned")
     scores = evaluated(data, two, mini, *ensemble, "--tuned")
@@ -232,28 +230,28 @@ def test_an_ensemble_is_tuned_apart(
 
 
 def test_of_equals_the_cheapest_is_taken() -> None:
-    rows = [{"beam": beam, "lenpen": lenpen, "bleu": 30.0} for beam in (8, 4) for lenpen in (0.4, 1.2, 0.8)]
-    chosen = tune.best([*rows, {"beam": 1, "lenpen": 1.0, "bleu": 29.9}])
-    assert (chosen["beam"], chosen["lenpen"]) == (4, 1.2)
+    rows = [TuningRow(beam=beam, lenpen=lenpen, bleu=30.0) for beam in (8, 4) for lenpen in (0.4, 1.2, 0.8)]
+    chosen = beam_tuning.best([*rows, TuningRow(beam=1, lenpen=1.0, bleu=29.9)])
+    assert (chosen.beam, chosen.lenpen) == (4, 1.2)
 
 
 @pytest.mark.parametrize(
     ("bleu", "word"),
     [((3, 2, 1), "0.5 is the lowest"), ((1, 2, 3), "2 is the highest"), ((1, 3, 2), None), ((2, 2, 2), None)],
 )
-def test_a_length_penalty_at_the_edge_is_told(bleu: tuple[float, ...], word: str | None) -> None:
-    rows = [{"beam": 4, "lenpen": lenpen, "bleu": float(of)} for lenpen, of in zip((0.5, 1.0, 2.0), bleu, strict=True)]
-    rows.append({"beam": 1, "lenpen": 1.0, "bleu": 0.0})
-    note = tune.at_the_edge(rows, tune.best(rows))
+def test_a_length_penalty_at_the_edge_is_noted(bleu: tuple[float, ...], word: str | None) -> None:
+    rows = [TuningRow(beam=4, lenpen=x, bleu=float(score)) for x, score in zip((0.5, 1.0, 2.0), bleu, strict=True)]
+    rows.append(TuningRow(beam=1, lenpen=1.0, bleu=0.0))
+    note = beam_tuning.edge_note(rows, beam_tuning.best(rows))
     assert (note is None) if word is None else (note or "").startswith(f"length penalty {word} tried: ")
 
 
 WRONG: dict[str, tuple[str, list[str], list[str]]] = {
     "tuned on the test set": ("tune", ["--split", "test"], ["--split test", "valid only"]),
-    "one beam": ("tune", ["--beam", "3"], ["--beam is found here", "--beams"]),
-    "one length penalty": ("tune", ["--lenpen", "3"], ["--lenpen is found here", "--lenpens"]),
-    "beam of zero": ("tune", ["--beams", "4", "0"], ["--beams must be from 1"]),
-    "length penalty of nan": ("tune", ["--lenpens", "1", "nan"], ["--lenpens must be from -100"]),
+    "one beam": ("tune", ["--beam", "3"], ["--beam is chosen here", "--beams"]),
+    "one length penalty": ("tune", ["--lenpen", "3"], ["--lenpen is chosen here", "--lenpens"]),
+    "beam of zero": ("tune", ["--beams", "4", "0"], ["--beams must be a whole number from 1"]),
+    "length penalty of nan": ("tune", ["--lenpens", "1", "nan"], ["--lenpens must be a number from -100"]),
     "tuned and a beam": ("evaluate", ["--tuned", "--beam", "3"], ["--tuned and --beam exclude each other"]),
     "never tuned": ("evaluate", ["--tuned"], ["tuning.json is missing", "recipes/tune.sh toy"]),
     "tuned for other parameters": ("evaluate", ["--tuned", "--average", "2"], ["tuning-average-2.json is missing"]),
@@ -265,17 +263,16 @@ WRONG: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_calls_are_refused(case: str, data: Path, finished: Path, mini: Path) -> None:
+def test_wrong_calls_are_refused(
+    case: str, data: Path, finished: Path, mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script, more, expected = WRONG[case]
     module: Any = {"tune": tune, "evaluate": evaluate}[script]
     given = words(data, finished, mini, *[word.format(mini=mini) for word in more])
     before = files(finished)
-    arguments: argparse.Namespace = module.parser().parse_args(given)
-    with pytest.raises(UserError) as caught:
-        getattr(module, script)(arguments, [script, *given])
-    assert len(str(caught.value).splitlines()) == 1
+    message = refusal(lambda: module.main(given), capsys)
     for word in expected:
-        assert word in str(caught.value)
+        assert word in message
     assert files(finished) == before
 
 
