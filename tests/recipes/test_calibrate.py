@@ -459,7 +459,7 @@ def test_models_without_exits_are_refused(data: Path, finished: Path, mini: Path
 def test_haltings_without_a_threshold_are_refused(halting: str, depth: Path, data: Path) -> None:
     path = depth / "runs/toy/depth/checkpoints/checkpoint_best.pt"
     state = checkpoints.load(path)
-    state["cfg"]["model"].halting = halting
+    state["cfg"]["model"]["halting"] = halting
     selected = selection.select(Request("toy", str(depth / "depth.yaml"), data, depth / "runs", "valid", cpu=True))
     with pytest.raises(UserError, match=f"--policy halting: .*--halting {halting}, .*no threshold"):
         exit_calibration.load(selected, LoadedCheckpoint(selected.model, state), "halting")

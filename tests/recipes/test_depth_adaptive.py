@@ -61,11 +61,11 @@ def test_halting_alone_goes_on_from_a_trained_model(depth: Path, data: Path, tmp
     start = depth / "runs/toy/depth/checkpoints/checkpoint1.pt"
     call = ["toy", depth / "depth.yaml", "--data", data, "--runs", tmp_path, "--cpu", "--"]
     options = ["--halting-only", "--max-epoch", 1, "--finetune-from-model", start]
-    foretold = recipe("train", *call[:-1], "--dry-run", "--", *options)  # which loads no model, and trains none
-    assert foretold.returncode == 0, foretold.stdout + foretold.stderr
+    dry_run = recipe("train", *call[:-1], "--dry-run", "--", *options)  # which loads no model, and trains none
+    assert dry_run.returncode == 0, dry_run.stdout + dry_run.stderr
     done = recipe("train", *call, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "begins with the parameters of checkpoint1.pt\n" in done.stdout
+    assert "begins with the weights of checkpoint1.pt\n" in done.stdout
     before, after = (checkpoints.load(p)["model"] for p in (start, tmp_path / "toy/depth/checkpoints/checkpoint1.pt"))
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed
@@ -88,7 +88,7 @@ def test_exits_stand_beside_the_scores(depth: Path, data: Path) -> None:
     assert (folder / "exits.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "scores.txt").read_text()
     assert f"random, mean {scores['exits']['mean']:.2f} of 3 (tokens by exit 1: " in text
-    assert f"{scores['exits']['mflops_per_token']:.2f} MFLOP a token" in text
+    assert f"{scores['exits']['mflops_per_token']:.2f} MFLOP per token" in text
     assert scores["exits"]["mflops_per_token"] < scores["exits"]["mflops_per_token_full_depth"]
 
 
@@ -113,7 +113,7 @@ def test_an_override_may_be_an_option_that_the_checkpoint_is_older_than(depth: P
 
     def load(**overrides: object) -> Any:
         state = checkpoints.load(path)
-        del state["cfg"]["model"].exit_temperature
+        del state["cfg"]["model"]["exit_temperature"]
         return model_loading.load_model(state, path=path, corpus=corpus, user_dir=user_dir, overrides=overrides)[0]
 
     assert load().decoder.temperatures is None

@@ -154,4 +154,4 @@ def test_a_sentence_longer_than_the_samples_is_refused(language_model: Path, dat
     state["cfg"]["model"]["max_target_positions"] = 6
     torch.save(state, checkpoint)
     call = ["toy", language_model / "lm.yaml", "--data", data, "--runs", tmp_path / "runs", "--cpu"]
-    refused(recipe("evaluate", *call), "sub-words", "at most 6", "--tokens-per-sample")
+    refused(recipe("evaluate", *call), "tokens", "at most 6", "--tokens-per-sample")

@@ -95,7 +95,7 @@ def test_an_ensemble_takes_the_mean_of_probabilities(finished: Path, data: Path,
                 mean += output[0, -1].softmax(-1) / 2
             mean[banned] = 0
             if len(tokens) == 1:
-                mean[dictionary.eos()] = 0  # one sub-word at least
+                mean[dictionary.eos()] = 0  # one token at least
             tokens.append(dictionary.eos() if len(tokens) > 12 else int(mean.argmax()))
         assert translation.indices.tolist() == tokens[1:]
     for seed in (1, 2):
