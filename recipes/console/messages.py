@@ -1,4 +1,4 @@
-"""What the preparation tells people: lines on standard output, warnings and progress on standard error."""
+"""Messages to users: lines on standard output, warnings and progress on standard error."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from thoth_core.errors import UserError
 
 T = TypeVar("T")
 
-INTERVAL = 10.0  # seconds between two lines of progress where there is no terminal to draw a bar on
+INTERVAL = 10.0  # seconds between two lines of progress, where there is no terminal for a progress bar
 
 
 def say(message: str) -> None:
@@ -24,7 +24,7 @@ def warn(message: str) -> None:
 
 
 def progress(items: Iterable[T], label: str, total: int, stream: TextIO | None = None) -> Iterator[T]:
-    """Pass on `items` and show how far they are once that takes longer than a moment; on `stream`, else stderr."""
+    """Pass on `items`, and show progress on `stream` (default: stderr) once that takes longer than a moment."""
     stream = stream or sys.stderr
     if stream.isatty():
         from tqdm import tqdm
@@ -41,7 +41,7 @@ def progress(items: Iterable[T], label: str, total: int, stream: TextIO | None =
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence warnings and informational logs of libraries; messages that matter to users are ours."""
+    """Silence warnings and informational logs of libraries. What matters to users we report ourselves."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -1,7 +1,7 @@
-"""Archives of raw text: members of .tgz, .tar and .zip files and of folders, and downloads that resume.
+"""Archives of raw text: the files in .tgz, .tar and .zip archives and in folders.
 
-Nothing is unpacked to the disk, and an archive with a member that would not stay inside a folder, or is no
-plain file, is refused whole.
+Nothing is unpacked to the disk. An archive is refused as a whole if a member would not stay inside a folder or is not a
+plain file.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from thoth_core.errors import UserError
 
-LIMIT = 1 << 30  # bytes of one member; far more than any release holds, and it stops an archive that swells
+LIMIT = 1 << 30  # bytes of one member, far more than in any release: an archive cannot fill the memory
 ENDINGS = (".tgz", ".tar.gz", ".tar", ".zip")
 
 
@@ -47,12 +47,14 @@ def read_members(source: Path | Member, wanted: Wanted) -> tuple[dict[str, Membe
             if not wanted(base):
                 continue
             if base in found:
-                raise UserError(f"{origin}: holds {base} twice ({found[base].origin} and {name}); remove one of them")
+                raise UserError(
+                    f"{origin}: contains {base} twice ({found[base].origin} and {name}); remove one of them"
+                )
             found[base] = Member(f"{origin}/{name}", read())
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{origin}: is cut off or damaged ({_reason(error)}); copy or download it again") from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile: a method it does not know, a password
-        raise UserError(f"{origin}: cannot be unpacked ({_reason(error)}); pack it anew as .tgz") from None
+        raise UserError(f"{origin}: cannot be unpacked ({_reason(error)}); pack it again as .tgz") from None
     except OSError as error:
         where = error.filename or origin
         raise UserError(f"{where}: cannot be read ({error.strerror or error}); give a readable file") from None
@@ -69,7 +71,7 @@ def _reason(error: Exception) -> str:
 
 
 def _entries(source: Path | Member, origin: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name and reader of every file; a reader works until the next file is asked for."""
+    """Name and reader of every file; a reader works until the next file is requested."""
     if isinstance(source, Path) and source.is_dir():
         for path in folder_files(source, lambda _: True):
             yield path.relative_to(source).as_posix(), path.read_bytes
@@ -92,7 +94,7 @@ def _entries(source: Path | Member, origin: str) -> Iterator[tuple[str, Callable
 
 
 def _tar_entries(stream: Any, origin: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    # As a stream: going back in a gzip file would mean unpacking it again from its beginning.
+    # As a stream: seeking back in a gzip file would unpack it again from its beginning.
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             _refuse_unsafe(member.name, member.size, origin)

@@ -19,21 +19,23 @@ class Pairs:
     source: list[str]
     target: list[str]
     origins: tuple[str, str]  # what to call each side in messages: a file, or a file and its column
-    documents: list[str] | None = None  # the document (a talk's id) that each pair is of, where that is known
+    documents: list[str] | None = None  # the document id of each pair, where documents are known
 
 
 def refuse_huge(lines: Iterable[str], origin: str) -> None:
+    """Raise a UserError that names the first line which is too long to be a sentence."""
     for number, line in enumerate(lines, 1):
         if len(line) > HUGE_LINE:
             raise UserError(
-                f"{origin}, line {number}: has {len(line):,} characters; give one sentence a line "
+                f"{origin}, line {number}: has {len(line):,} characters; give one sentence per line "
                 f"(at most {HUGE_LINE:,} characters, lines ending in \\n)"
             )
 
 
 def pairs_of_rows(rows: Sequence[tuple[str, str]], origin: str, columns: Sequence[str]) -> Pairs:
+    """The sentence pairs of a table, whose rows are (source, target)."""
     if not rows:
-        raise UserError(f"{origin}: holds no row; give one sentence pair a row")
+        raise UserError(f"{origin}: contains no row; give one sentence pair per row")
     source, target = [row[0] for row in rows], [row[1] for row in rows]
     for lines in (source, target):
         refuse_huge(lines, origin)
@@ -53,11 +55,14 @@ def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
         if not isinstance(text, str):
             raise UserError(f"{where}: column {column} must be text, but is {json.dumps(text, default=str)[:40]}")
         if _BROKEN.search(text):
-            raise UserError(f"{where}: column {column} holds a NUL or half a surrogate pair; correct that text")
+            raise UserError(f"{where}: column {column} contains a NUL or half a surrogate pair; correct that text")
     source, target = (re.sub(r"[\r\n]+", " ", fields[column]) for column in columns)
     return source, target
 
 
 def no_such_columns(where: str, columns: Sequence[str], present: Sequence[str]) -> str:
-    held = ", ".join(map(str, present)) or "none"
-    return f"{where}: has no columns {columns[0]} and {columns[1]}, but {held}; name them with --columns SOURCE,TARGET"
+    """The message for a table that has the columns `present` instead of the wanted ones."""
+    others = ", ".join(map(str, present)) or "none"
+    return (
+        f"{where}: has no columns {columns[0]} and {columns[1]}, but {others}; name them with --columns SOURCE,TARGET"
+    )

@@ -35,7 +35,7 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
     if not content:
-        raise UserError(f"{path}: is empty; give a file with one sentence a line")
+        raise UserError(f"{path}: is empty; give a file with one sentence per line")
     return content
 
 
@@ -46,7 +46,7 @@ def decode(content: bytes, path: Path | str) -> str:
             raise UserError(f"{path}: is {encoding} text; convert it: iconv -f {encoding} -t UTF-8")
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise UserError(f"{path}, line {line}: holds a NUL byte; give UTF-8 text (is it UTF-16 or a binary file?)")
+        raise UserError(f"{path}, line {line}: contains a NUL byte; give UTF-8 text (is it UTF-16 or a binary file?)")
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -92,7 +92,7 @@ def read_prefix(prefix: Path, source: str, target: str) -> Pairs:
 
 
 def side(prefix: Path, language: str) -> Path:
-    """The file PREFIX.LANGUAGE or PREFIX.LANGUAGE.gz, whichever is there."""
+    """The file PREFIX.LANGUAGE or PREFIX.LANGUAGE.gz: the one that exists."""
     plain, packed = Path(f"{prefix}.{language}"), Path(f"{prefix}.{language}.gz")
     if plain.exists() and packed.exists():
         raise UserError(f"{plain}: {packed.name} is there as well; remove one of the two")
@@ -111,7 +111,7 @@ def files_of(place: Path, source: str, target: str) -> tuple[Path, ...]:
 
 
 def contents(folder: Path) -> str:
-    """What `folder` holds, to tell a user whose file is missing."""
+    """What `folder` contains, for the message about a missing file."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -175,7 +175,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            raise UserError(f"{where}: is not JSON; give one object a line") from None
+            raise UserError(f"{where}: is not JSON; give one object per line") from None
         rows.append(pair_of(record, columns, where))
     return rows
 

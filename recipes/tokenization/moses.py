@@ -1,13 +1,13 @@
 """Moses' tokenisation (tokenizer.perl without options), lowercasing (lowercase.perl) and detokenisation.
 
-The rules and abbreviations are sacremoses'. Where they differ from the Perl, the Perl's are put in their place; it is
-the Perl without the later rule that splits the full stop off an abbreviation at the end of a line.
+The rules and abbreviations are those of sacremoses. Where they differ from the Perl scripts, the rules of the scripts
+replace them, without the later rule that splits the full stop off an abbreviation at the end of a line.
 
 - Letters, digits and lower case are Unicode's (the Perl's IsAlnum, IsAlpha, IsN, IsLower). sacremoses has tables of an
-  old Unicode without Chinese characters and Hangul, to which it adds signs of Indic scripts.
+  old Unicode without Chinese characters and Hangul, and adds signs of Indic scripts.
 - Finnish, Swedish, Catalan, Tetun, Irish and Somali have rules of their own.
-- Control characters vanish, those that Python takes for spaces too; a line of spaces alone stays as it is.
-- An abbreviation listed twice is what the last line of the list says; one with a space at its end is none.
+- Control characters are removed, also those that Python takes for spaces. A line of spaces alone stays as it is.
+- For an abbreviation that is listed twice, the last line counts. One with a space at its end is ignored.
 """
 
 from functools import cache
@@ -18,10 +18,12 @@ from sacremoses import MosesDetokenizer, MosesTokenizer
 from sacremoses.corpus import NONBREAKING_PREFIXES
 
 _ALPHA, _DIGIT = r"\p{Alphabetic}", r"\p{N}"
-_OTHER = r"[^\p{Alphabetic}\p{Nd}\s.'`,\-%s]"  # to stand alone; %s: what may be inside of words in a language
+_OTHER = (
+    r"[^\p{Alphabetic}\p{Nd}\s.'`,\-%s]"  # tokens of their own; %s: characters that may be inside words in a language
+)
 _NOT_BEFORE_LOWER = r"(?=$|[^\p{Ll}])"
 
-# What stands alone where it is not everything but letters, digits and .'`,-
+# Characters that become tokens of their own, for languages where these are not all but letters, digits and .'`,-
 _ALONE = {
     "fi": _OTHER % ":" + "|:" + _NOT_BEFORE_LOWER,
     "sv": _OTHER % ":" + "|:" + _NOT_BEFORE_LOWER,
@@ -44,7 +46,7 @@ _SPACES = regex.compile(r"\s*")
 
 
 class _Rules(MosesTokenizer):
-    """sacremoses' tokeniser with the Perl's rules in the place of those that differ."""
+    """sacremoses' tokeniser with the rules of the Perl script in place of those that differ."""
 
     DEDUPLICATE_SPACE = regex.compile(r"\s+"), " "  # Python's re takes U+001C to U+001F for spaces
     COMMA_SEPARATE_1 = regex.compile(rf"([^{_DIGIT}]),"), r"\1 , "
@@ -77,7 +79,7 @@ class _Rules(MosesTokenizer):
 
 
 def _abbreviations(language: str) -> dict[str, bool]:
-    """Those that keep their full stop, and whether only before a number; English ones if there are none."""
+    """The abbreviations that keep their full stop, and whether only before a number. English is the default."""
     lists = NONBREAKING_PREFIXES
     kinds = {}
     for line in lists.get(f"nonbreaking_prefix.{language}", lists["nonbreaking_prefix.en"]).split("\n"):
@@ -105,12 +107,12 @@ def tokenise(line: str, language: str, *, escape: bool = True) -> str:
 
 
 def lowercase(line: str) -> str:
-    """`line` in lower case, character by character: Python alone writes a Greek sigma at a word's end as ς."""
+    """`line` in lower case, character by character. Python's own lower() writes a Greek sigma at a word's end as ς."""
     return line.replace("Σ", "σ").lower()
 
 
 def detokenise(tokens: str, language: str) -> str:
-    """Plain text from tokens, as well as rules can; what `tokenise` has escaped is itself again."""
+    """Plain text from tokens, as far as rules can restore it. What `tokenise` escaped is unescaped."""
     return _detokeniser(language.split("_")[0]).detokenize(tokens.split(" "))
 
 

@@ -702,12 +702,12 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "NUL": (
         mapped("text/test.de", lambda b: b[:60] + b"\0" + b[60:]),
         TEXT,
-        ["text/test.de, line 2: holds a NUL"],
+        ["text/test.de, line 2: contains a NUL"],
     ),
     "huge line": (
         mapped("text/train.de", lambda b: b.replace(b"\n", b" " * 100_000 + b"\n", 1)),
         TEXT,
-        ["text/train.de, line 1: has 100,0", "give one sentence a line"],
+        ["text/train.de, line 1: has 100,0", "give one sentence per line"],
     ),
     "truncated gzip": (cut_gzip, TEXT, ["text/train.de.gz: the gzip file is truncated", "copy it again"]),
     "no gzip": (fake_gzip, TEXT, ["text/train.de.gz: is not a gzip file", "remove .gz from its name"]),
@@ -745,7 +745,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "broken JSON": (
         change("text/a.jsonl", b'{"de": "a", "en": "b"}\n{"de": "c"'),
         [*TEXT, "--valid", "a.jsonl"],
-        ["text/a.jsonl, line 2: is not JSON", "give one object a line"],
+        ["text/a.jsonl, line 2: is not JSON", "give one object per line"],
     ),
     "other columns": (
         change("text/a.jsonl", b'{"src": "a", "tgt": "b"}\n'),

@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
         ),
         "cannot be unpacked .*encrypted",
     ),
-    "twice": (tar({"a/x.de": ODD, "b/x.de": ODD}), r"holds x.de twice \(.*/a/x.de and b/x.de\); remove one"),
+    "twice": (tar({"a/x.de": ODD, "b/x.de": ODD}), r"contains x.de twice \(.*/a/x.de and b/x.de\); remove one"),
     "empty file": (b"", "is an empty file, not a .tgz, .tar or .zip archive"),
     "web page": (b"<!DOCTYPE html><title>Google Drive", "is a web page, not a .tgz"),
     "text": (ODD, "is something else, not a .tgz"),

@@ -112,14 +112,14 @@ def test_data_set_on_this_machine(tmp_path: Path, kind: str, monkeypatch: pytest
         (
             "t.jsonl",
             '{"de": "a", "en": "b"}\n{"de"\n',
-            r"t\.jsonl, line 2: is not JSON; give one object a line",
+            r"t\.jsonl, line 2: is not JSON; give one object per line",
         ),
         ("t.jsonl", '{"de": "a", "fr": "b"}\n', r"line 1: has no columns de and en, but de, fr; .*--columns"),
         ("t.jsonl", '{"de": "a", "en": null}\n', r"line 1: column en must be text, but is null"),
         ("t.jsonl", "[1, 2]\n", r"line 1: is not an object with the columns de and en"),
         ("t.jsonl", "[" * 100_000 + "\n", r"line 1: is not JSON"),
-        ("t.jsonl", '{"de": "a\\u0000", "en": "b"}\n', r"line 1: column de holds a NUL"),
-        ("t.jsonl", '{"de": "\\ud800", "en": "b"}\n', r"line 1: column de holds a NUL or half a surrogate"),
+        ("t.jsonl", '{"de": "a\\u0000", "en": "b"}\n', r"line 1: column de contains a NUL"),
+        ("t.jsonl", '{"de": "\\ud800", "en": "b"}\n', r"line 1: column de contains a NUL or half a surrogate"),
         ("t.parquet", "no parquet", r"t\.parquet: is not a readable parquet file; copy it again"),
     ],
 )
@@ -138,10 +138,10 @@ def test_broken_tables(tmp_path: Path, name: str, content: str, message: str) ->
             r"line 2: is not UTF-8 \(byte 0xf6\); convert it.*iconv -f ISO-8859-1",
         ),
         ("gut\n".encode("utf-16"), r"is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
-        ("gut\n".encode("utf-16-be"), r"line 1: holds a NUL byte"),
+        ("gut\n".encode("utf-16-be"), r"line 1: contains a NUL byte"),
         (b"a\rb\r", r"its lines end in carriage returns alone; convert it: tr"),
-        (b"a\nb\0\n", r"line 2: holds a NUL byte; give UTF-8 text"),
-        (b"a\n" + b"b" * (HUGE_LINE + 1), r"line 2: has 100,001 characters; give one sentence a line"),
+        (b"a\nb\0\n", r"line 2: contains a NUL byte; give UTF-8 text"),
+        (b"a\n" + b"b" * (HUGE_LINE + 1), r"line 2: has 100,001 characters; give one sentence per line"),
     ],
 )
 def test_broken_text(tmp_path: Path, content: bytes, message: str) -> None:
