@@ -4,7 +4,6 @@ A schema is a subclass of `Settings`. Whatever is wrong is a `UserError` of one 
 must stand there and what stands there.
 """
 
-import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -221,72 +220,3 @@ def find(kind: Literal["corpus", "model"], name: str) -> Path:
 
 def _known(folder: Path) -> str:
     return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-
-
-# --- files of ours without a record yet: `Value` and `check_written` go with the last of them -----------------
-
-REQUIRED: Any = object()
-
-
-@dataclass(frozen=True)
-class Value:
-    """What one key may hold. `minimum` and `maximum` are inclusive; `pattern` must match the whole text."""
-
-    kind: type | tuple[type, ...]
-    default: Any = REQUIRED
-    choices: tuple[Any, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    pattern: str | None = None
-    hint: str = ""
-
-    def wrong(self, value: Any) -> str | None:
-        """What is wrong with `value`, or None."""
-        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
-        if value is None and type(None) not in kinds:
-            return f"must be {self.describe()}, but is left empty"
-        # In Python True is an int and 3 is no float; in a file of settings neither is what is meant.
-        fits = any(type(value) is kind for kind in kinds) or (type(value) is int and float in kinds)
-        if not fits:
-            hint = ' (put it in quotes: "no" is read as false)' if isinstance(value, bool) and str in kinds else ""
-            return f"must be {self.describe()}, but is {shown(value)}{hint}"
-        if self.choices and value not in self.choices:
-            return f"must be {self.describe()}, but is {shown(value)}"
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                return f"must be {self.describe()}, but is {shown(value)}"
-            too_low = self.minimum is not None and not value >= self.minimum
-            if too_low or (self.maximum is not None and not value <= self.maximum):
-                return f"must be {self.describe()}, but is {shown(value)}"
-        if isinstance(value, str) and self.pattern and not re.fullmatch(self.pattern, value):
-            return f"must be {self.describe()}, but is {shown(value)}"
-        return None
-
-    def describe(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(map(shown, self.choices))
-        if self.hint:
-            return self.hint
-        names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list",
-                 dict: "a block of keys", type(None): "null"}  # fmt: skip
-        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
-        described = " or ".join(names[kind] for kind in kinds)
-        if self.minimum is not None and self.maximum is not None:
-            described += f" from {self.minimum:g} to {self.maximum:g}"
-        elif self.minimum is not None:
-            described += f" of at least {self.minimum:g}"
-        return described
-
-
-def check_written(value: Any, kind: Any, where: str, again: str, name: str = "") -> None:
-    """Raise a UserError, with the remedy `again`, unless what a recipe has written, and others may have changed, is of
-    its `kind`: a `Value`, a mapping of kinds by key (other keys are free), or a list of the one kind of its items."""
-    wrong = kind.wrong(value) if isinstance(kind, Value) else None
-    if wrong or (not isinstance(kind, Value) and not isinstance(value, type(kind))):
-        raise UserError(f"{where}: {name or 'all'} {wrong or 'is damaged'}; {again}")
-    if isinstance(kind, dict):
-        for part, its in kind.items():
-            check_written(value.get(part), its, where, again, f"{name}.{part}".lstrip("."))
-    elif isinstance(kind, list) and kind:
-        for place, item in enumerate(value):
-            check_written(item, kind[0], where, again, f"{name}.{place}")

@@ -33,7 +33,7 @@ class Record(BaseModel):
 
     @classmethod
     def read_lines(cls, path: Path, *, remedy: str) -> list[Self]:
-        """The records in the file `path`, which holds one JSON object a line.
+        """The records in the file `path`, which has one JSON object per line.
 
         Raises:
             UserError: as `read`; the message names the line too.

@@ -1,15 +1,15 @@
-"""Are corpora read, cut and split as the originals do, and how long does an archive of the official size take?
+"""Check that corpora are read, tokenised and split as by the original scripts, and measure an archive of official size.
 
 `python tests/stress/check_corpora.py` with any of
 
-- `--sets FOLDER`: XML sets of WIT3 (SET.PAIR.LANG.xml): how many aligned pairs each has;
-- `--moses FOLDER`: raw.LANG beside tok.LANG, tok.lc.LANG and tok.noescape.LANG, which tokenizer.perl and lowercase.perl
-  made of it: how many lines differ from ours;
-- `--text PREFIX`: PREFIX.de and PREFIX.en (or .gz), plain text, of which an archive of the form and size of iwslt14's
-  de-en.tgz is made: seconds and memory (all processes together) of both preparations, their split counts against the
-  rule of fairseq's prepare-iwslt14.sh, and what a second call does.
+- `--sets FOLDER`: XML sets of WIT3 (SET.PAIR.LANG.xml). Prints the aligned pairs of each.
+- `--moses FOLDER`: raw.LANG with tok.LANG, tok.lc.LANG and tok.noescape.LANG, the output of tokenizer.perl and
+  lowercase.perl for it. Prints how many lines differ from ours.
+- `--text PREFIX`: plain text PREFIX.de and PREFIX.en (or .gz). It is made into an archive of the form and size of
+  iwslt14's de-en.tgz. Prints seconds and memory (of all processes together) of both preparations, and compares their
+  split counts with the rule of fairseq's prepare-iwslt14.sh. A second call must do nothing.
 
-Exit status 1 if a line differs, a count is not the rule's, or a second call does anything.
+Exit status 1 if a line differs, a count departs from the rule, or a second call does anything.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from recipes.data import wit3
 from recipes.tokenization import moses
 from tests.stress.check_killing import content
 
-TALK, EVERY = 100, 23  # sentences a talk, and of which the 23rd is fairseq's choice
+TALK, EVERY = 100, 23  # sentences per talk; fairseq takes every 23rd pair for validation
 SETS = {"dev2010": 900, "TEDX.dev2012": 1_100, "tst2010": 1_500, "tst2011": 1_400, "tst2012": 1_850}
 
 
 def sets(folder: Path) -> dict[str, int]:
-    """{set and pair: aligned pairs}; a UserError for what is not aligned."""
+    """{set and pair: aligned pairs}. Raises a UserError for a set that is not aligned."""
     found = {}
     for stem in sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.xml")}):
         languages = stem.rsplit(".", 1)[1].split("-")
@@ -56,7 +56,7 @@ def sets(folder: Path) -> dict[str, int]:
 
 
 def tokens(folder: Path) -> dict[str, int]:
-    """{language: lines that differ from the scripts' in any of the three forms}."""
+    """{language: number of lines that differ from the scripts' output, in all three forms together}."""
     found = {}
     for path in sorted(folder.glob("raw.*")):
         language = path.suffix.removeprefix(".")
@@ -99,21 +99,21 @@ def talks(source: Iterator[str], count: int) -> Iterator[tuple[int, list[str]]]:
 
 def train_tags(source: Iterator[str], count: int) -> str:
     """A train.tags file of `count` sentences, titles and descriptions among them."""
-    told = []
+    text = []
     for number, sentences in talks(source, count):
-        told += [f"<url>http://www.ted.com/talks/{number}</url>", "<keywords>talks</keywords>", "<speaker>A</speaker>",
+        text += [f"<url>http://www.ted.com/talks/{number}</url>", "<keywords>talks</keywords>", "<speaker>A</speaker>",
                  f"<talkid>{number}</talkid>", f"<title>{sentences[0]}</title>",
                  f"<description>{sentences[1]}</description>", *sentences[2:]]  # fmt: skip
-    return "\n".join(told) + "\n"
+    return "\n".join(text) + "\n"
 
 
 def xml(source: Iterator[str], count: int, name: str, language: str) -> str:
-    told = ['<?xml version="1.0" encoding="UTF-8"?>', "<mteval>", f'<srcset setid="{name}" srclang="{language}">']
+    text = ['<?xml version="1.0" encoding="UTF-8"?>', "<mteval>", f'<srcset setid="{name}" srclang="{language}">']
     for number, sentences in talks(source, count):
-        told += [f'<doc docid="{number}" genre="lectures">', f"<talkid>{number}</talkid>"]
-        told += [f'<seg id="{k}"> {escaped(line)} </seg>' for k, line in enumerate(sentences, 1)]
-        told += ["</doc>"]
-    return "\n".join([*told, "</srcset>", "</mteval>"]) + "\n"
+        text += [f'<doc docid="{number}" genre="lectures">', f"<talkid>{number}</talkid>"]
+        text += [f'<seg id="{k}"> {escaped(line)} </seg>' for k, line in enumerate(sentences, 1)]
+        text += ["</doc>"]
+    return "\n".join([*text, "</srcset>", "</mteval>"]) + "\n"
 
 
 def escaped(line: str) -> str:
@@ -149,7 +149,7 @@ def memory(process: int) -> int:
 
 
 def prepared(corpus: str, path: Path) -> tuple[float, int]:
-    """Seconds and the most bytes at one time of `recipes/prepare.sh CORPUS --from PATH`."""
+    """Seconds and peak bytes of `recipes/prepare.sh CORPUS --from PATH`."""
     call = [str(ROOT / "recipes/prepare.sh"), corpus, "--from", str(path)]
     begun, most = time.monotonic(), 0
     with open("prepare.log", "a+", encoding="utf-8") as log:
@@ -184,10 +184,10 @@ def preparation(corpus: str, path: Path, pairs: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=Path, metavar="FOLDER", help="of XML sets")
-    parser.add_argument("--moses", type=Path, metavar="FOLDER", help="of raw text and what the scripts made of it")
-    parser.add_argument("--text", type=Path, metavar="PREFIX", help="of parallel text in de and en")
-    parser.add_argument("--pairs", type=int, default=171_000, help="of training text in the archive (default 171,000)")
+    parser.add_argument("--sets", type=Path, metavar="FOLDER", help="folder of XML sets")
+    parser.add_argument("--moses", type=Path, metavar="FOLDER", help="folder of raw text and of the scripts' output")
+    parser.add_argument("--text", type=Path, metavar="PREFIX", help="prefix of parallel text in de and en")
+    parser.add_argument("--pairs", type=int, default=171_000, help="training pairs in the archive (default: 171,000)")
     options = parser.parse_args()
     if not (options.sets or options.moses or options.text):
         parser.error("give --sets, --moses or --text")
@@ -203,8 +203,8 @@ def main() -> int:
             for corpus in ("iwslt14.de-en", "iwslt14.de-en.paper"):
                 found[corpus] = preparation(corpus, Path("de-en.tgz"), options.pairs)
     finish({**found, "machine": machine()})
-    archives = [told for told in found.values() if isinstance(told, dict) and "by_rule" in told]
-    right = all(told["by_rule"] and told["second_does_nothing"] for told in archives)
+    archives = [figures for figures in found.values() if isinstance(figures, dict) and "by_rule" in figures]
+    right = all(figures["by_rule"] and figures["second_does_nothing"] for figures in archives)
     return 0 if right and not any(found.get("lines_that_differ", {}).values()) else 1
 
 

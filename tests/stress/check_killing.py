@@ -1,10 +1,10 @@
-"""Does a recipe that is killed at any moment end as if it had been left alone, when it is called again?
+"""Check that a recipe which was killed at any moment completes when it is called again, with the same result.
 
-`python tests/stress/check_killing.py`: for preparing, evaluating an average of checkpoints, evaluating one, and writing
-a report, calls the recipe without interruption, and again with SIGKILL (of it and all that it started, or of its own
-process alone) at random moments between its start and its end; after each, the next call of the recipe must complete,
-and what it writes must be the same byte for byte, with nothing beside it. Figures of time are left out of the
-comparison, and nothing else. Exit status 1 if anything differs.
+`python tests/stress/check_killing.py` does this for preparing, for evaluating an average of checkpoints, for evaluating
+one checkpoint, and for writing a report. It calls the recipe without interruption, and then kills it (with everything
+that it started, or its own process alone) at random moments between its start and its end. After each kill, the next
+call of the recipe must complete, and what it writes must be the same byte for byte, without any other file. Only
+measured times are left out of the comparison. Exit status 1 if anything differs.
 """
 
 import argparse
@@ -24,24 +24,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import finish
 from tests.stress.check_resuming import CORPUS, MODEL, completed, recipe
 
-# Where an evaluation's times stand, by the name of the file.
+# The measured times in the files of an evaluation.
 TIMES = {
     "scores.json": rb'"(seconds|tokens_per_second)": [0-9.]+',
-    "scores.txt": rb"[0-9.]+ s, [0-9,]+ sub-words a second",
+    "scores.txt": rb"[0-9.]+ s, [0-9,]+ tokens per second",
 }
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, hidden ones too, without times."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             text = path.read_bytes()
             if path.name in TIMES:
                 text, times = re.subn(TIMES[path.name], b"", text)
                 assert times, path
-            found[path.relative_to(folder).as_posix()] = text
-    return found
+            files[path.relative_to(folder).as_posix()] = text
+    return files
 
 
 def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
@@ -56,9 +56,9 @@ def remove(path: Path) -> None:
 
 
 def check(
-    name: str, call: list[str], watched: Path, result: Path, kills: int, draw: random.Random, anew: str | None = None
+    name: str, call: list[str], watched: Path, result: Path, kills: int, draw: random.Random, replace: str | None = None
 ) -> dict[str, int]:
-    """Kill `call`, which writes `result` in the folder `watched`, so many times; `anew` has it replace a result."""
+    """Kill `call`, which writes `result` in the folder `watched`, `kills` times; the option `replace` replaces a result."""
     remove(result)
     begun = time.monotonic()
     completed(*call)
@@ -67,17 +67,17 @@ def check(
     wrong: list[str] = []
     number = missed = 0
     while number < kills and missed < 10 * kills:
-        # Every other one meets a first call, the others one that has results to replace.
+        # Every other kill meets a first call, the others a call that has results to replace.
         if number % 2 == 0:
             remove(result)
-        replacing = bool(anew) and number % 2 == 1
-        process = recipe(*call, *([anew] if replacing else []))
+        replacing = bool(replace) and number % 2 == 1
+        process = recipe(*call, *([replace] if replacing else []))
         moment = draw.uniform(0.05, seconds)
         time.sleep(moment)
         if process.poll() is not None:  # it was faster this time
             missed += 1
             continue
-        # What a killed recipe had started may live on for a while, and keep what it needs to replace a result.
+        # Children of a killed recipe may run on for a while and use what a replacement needs.
         (os.killpg if number % 3 or replacing else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
         completed(*call)
@@ -93,8 +93,8 @@ def check(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="of each recipe (default 20)")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills of each recipe (default: 20)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments (default: 1)")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -114,7 +114,7 @@ def main() -> int:
         completed(*evaluate, "--beam", "1", "--output", "greedy")
         report = ["report", str(run), "greedy", "--samples", "200"]
         found["report"] = check("report", report, run, run / "report.html", options.kills, draw)
-    same = all(told["differ"] == 0 and told["kills"] == options.kills for told in found.values())
+    same = all(counts["differ"] == 0 and counts["kills"] == options.kills for counts in found.values())
     finish({"same": same, **found, "seed": options.seed})
     return 0 if same else 1
 

@@ -132,7 +132,7 @@ def test_broken_tables(tmp_path: Path, name: str, content: str, message: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"is empty; give a file with one sentence a line"),
+        (b"", r"is empty; give a file with one sentence per line"),
         (
             "gut\nschön\n".encode("latin-1"),
             r"line 2: is not UTF-8 \(byte 0xf6\); convert it.*iconv -f ISO-8859-1",
