@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
 def check(
     name: str, call: list[str], watched: Path, result: Path, kills: int, draw: random.Random, replace: str | None = None
 ) -> dict[str, int]:
-    """Kill `call`, which writes `result` in the folder `watched`, `kills` times; the option `replace` replaces a result."""
+    """Kill `call`, which writes `result` in `watched`, `kills` times; the option `replace` has it replace a result."""
     remove(result)
     begun = time.monotonic()
     completed(*call)
