@@ -1,7 +1,7 @@
-"""Aggregators: collapse the source axis of the grid and say which source position each target row looked at.
+"""Aggregators: collapse the source axis of the grid and give alignments of target rows with source positions.
 
 Axes: B batch, T target rows, S source columns, C channels. ``padding`` (B, S) is True at padded columns, which
-take no part. Paper: section 3.3 (arXiv 1808.03867); its section 4.3 reads alignments off max-pooling.
+are ignored. Paper: section 3.3 (arXiv 1808.03867); its section 4.3 reads alignments off max-pooling.
 """
 
 import torch
@@ -14,7 +14,7 @@ from attn2d.linear import Linear
 
 
 class AverageAggregator(nn.Module):
-    """The mean over the source; its alignments are uniform, for it looks nowhere in particular."""
+    """The mean over the source; its alignments are uniform."""
 
     def __init__(self, channels: int, *, backend: Backend = Backend.AUTO):
         super().__init__()
@@ -27,7 +27,7 @@ class AverageAggregator(nn.Module):
         return (real / real.sum(dim=1, keepdim=True)).unsqueeze(1).expand(x.shape[:3])
 
     def forward(self, x: Tensor, padding: Tensor | None, alignments: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
+        """(B, T, S, C) → (B, T, C) and, if ``alignments``, alignments (B, T, S) whose rows sum to one."""
         weights = self.weights(x, padding)
         # (B, T, 1, S) x (B, T, S, C)
         # contiguous: fairseq adds up an ensemble's alignments in place
@@ -53,7 +53,7 @@ class AttentionAggregator(AverageAggregator):
 
 
 def winners(indices: Tensor, width: int) -> Tensor:
-    """Where the maxima are, (B, T, C) → the share of channels won by each column, (B, T, S = width)."""
+    """The share of channels whose maximum is at each column: indices (B, T, C) → (B, T, S), S = width."""
     shares = torch.zeros(*indices.shape[:2], width, device=indices.device)
     ones = torch.ones(indices.shape, device=indices.device)
     return shares.scatter_add_(2, indices.long(), ones) / indices.size(2)
@@ -67,7 +67,7 @@ class MaxAggregator(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor, padding: Tensor | None, alignments: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
+        """(B, T, S, C) → (B, T, C) and, if ``alignments``, alignments (B, T, S) whose rows sum to one."""
         values, indices = ops.max_over_source(x, padding, backend=self.backend)
         return values, winners(indices, x.size(2)) if alignments else None
 
@@ -83,7 +83,7 @@ class GatedMaxAggregator(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: Tensor, padding: Tensor | None, alignments: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, T, S, C) → (B, T, C) and, if asked, alignments (B, T, S) whose rows sum to one."""
+        """(B, T, S, C) → (B, T, C) and, if ``alignments``, alignments (B, T, S) whose rows sum to one."""
         values, indices = ops.gated_max(self.gate(x), padding, backend=self.backend)
         return values, winners(indices, x.size(2)) if alignments else None
 

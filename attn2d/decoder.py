@@ -106,7 +106,7 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
     def collapse(
         self, x: Tensor, cells: Tensor | None, columns: Tensor | None, alignments: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Normalise and aggregate: (B, T, S, C) → (B, T, C), and alignments (B, T, S) if asked.
+        """Normalise and aggregate: (B, T, S, C) → (B, T, C), and, if ``alignments``, (B, T, S).
 
         Under gradient checkpointing a few rows at a time: the gate's output is the widest grid of all.
         """
@@ -125,7 +125,7 @@ class PervasiveDecoder(FairseqIncrementalDecoder):
         return torch.cat(parts, dim=1), None
 
     def row_cache(self, incremental_state: dict[str, dict[str, Tensor | None]]) -> RowCache:
-        """The cache of this search, empty at its first step."""
+        """The cache of this search; it is empty at the first step."""
         state: Any = self.get_incremental_state(incremental_state, "rows")
         if state is None:
             state = {"cache": RowCache(len(self.convnet.layers), self.convnet.rows_above)}

@@ -34,7 +34,7 @@ class Grid(nn.Module):
             nn.init.zeros_(self.reduce_source.bias)
 
     def project_source(self, source: Tensor) -> Tensor:
-        """(B, S, source_dim) → (B, S, C or source_dim): the source's share, computed once a sentence."""
+        """(B, S, source_dim) → (B, S, C or source_dim): the source's share, computed once per sentence."""
         return source if self.reduce_source is None else self.reduce_source(source)
 
     def forward(self, projected_source: Tensor, target: Tensor) -> Tensor:

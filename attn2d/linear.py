@@ -1,7 +1,7 @@
 """Linear layers over the grid: most of the model's arithmetic.
 
-On the CPU, PyTorch gives float32 products to MKL; oneDNN, which PyTorch brings along and uses for bfloat16, is faster
-at the grid's shapes (many cells, few channels) and applies bias and ReLU on the way.
+On the CPU, PyTorch computes float32 products by MKL. oneDNN, which PyTorch includes and uses for bfloat16, is faster at
+the grid's shapes (many cells, few channels) and applies bias and ReLU in the same pass.
 
 Axes: ... any, I input and O output channels.
 """
@@ -26,10 +26,10 @@ _packed: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
 
 @contextmanager
 def packed_weights(store: PackedWeights) -> Iterator[None]:
-    """Within, without gradients, weights are kept in ``store`` in oneDNN's own layout, instead of brought into it at
-    every call: three times faster where there are few cells, as in a step of decoding.
+    """Within, without gradients, keep weights in ``store`` in oneDNN's own layout instead of converting them each time.
 
-    For as long as the weights do not change: the store of one search, say.
+    That is three times faster where there are few cells, as in a step of decoding. A store is valid as long as the
+    weights do not change, for example during one search. It applies to the calling thread only.
     """
     token = _packed.set(store)
     try:
@@ -39,9 +39,9 @@ def packed_weights(store: PackedWeights) -> Iterator[None]:
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """x weightᵀ + bias, then ReLU if asked, of x normalised if a norm's weight and bias are given.
+    """x weightᵀ + bias, then ReLU if ``relu``, of x normalised if a norm's weight and bias are given.
 
-    The normalised x is not kept for the backward but made again: a grid less for every linear layer.
+    The normalised x is recomputed in the backward pass instead of kept, which saves one grid for every linear layer.
     """
 
     @staticmethod

@@ -148,7 +148,7 @@ class PlainPervasive(nn.Module):
     ) -> Tensor:
         """Source (B, S), previous target tokens (B, T) → logits (B, T, V), or (B, 1, V) of the last with a cache.
 
-        ``cache``: one entry a layer, None before the first step; updated in place.
+        ``cache``: one entry per layer, None before the first step; updated in place.
         """
         source = self.embed(self.source, source_tokens).transpose(1, 2)  # (B, dim, S)
         target = self.embed(self.target, previous_tokens).transpose(1, 2)  # (B, dim, T)

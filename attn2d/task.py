@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PervasiveTranslationConfig(TranslationConfig):
-    """``translation``'s options and one more."""
+    """The options of ``translation``, and a cap of grid cells."""
 
     max_grid_cells: Optional[int] = field(
         default=None,
         metadata={
             "help": "cap a batch at this many grid cells: sentences x longest source x longest target. The memory of "
-            "Pervasive Attention grows with these, not with tokens; give it beside --max-tokens"
+            "Pervasive Attention grows with these, not with tokens; use it together with --max-tokens"
         },
     )
 
@@ -66,7 +66,7 @@ class GridCellDataset(BaseWrapperDataset):
         self.max_cells = max_cells
 
     def __getattr__(self, name: str) -> Any:
-        # src_sizes, tgt_sizes, src, tgt, ...: what the task and the command lines read of a language pair
+        # src_sizes, tgt_sizes, src, tgt, ...: attributes of a language pair that the task and fairseq's commands read
         if name == "dataset":  # not yet set, when unpickled by a data loader's worker
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -105,7 +105,7 @@ class PervasiveTranslationTask(TranslationTask):
     cfg: PervasiveTranslationConfig
 
     def capped(self, dataset: Any) -> Any:
-        """``dataset`` with its batches capped, if a cap was asked for."""
+        """``dataset`` with its batches capped, if there is a cap."""
         cap = self.cfg.max_grid_cells
         return dataset if cap is None else GridCellDataset(dataset, cap)
 
@@ -128,7 +128,7 @@ class PervasiveTranslationTask(TranslationTask):
         return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; a checkpoint has its embeddings, and the files that they began from may be gone."""
+        """Build the model. A checkpoint contains its embeddings: the files that initialised them may be missing."""
         if from_checkpoint:
             cfg = copy.deepcopy(cfg)
             with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():

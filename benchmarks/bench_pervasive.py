@@ -4,7 +4,8 @@
 
 The plain formulation is ``attn2d.reference``: NCHW, full kernels masked in every pass, PyTorch's dropout. A training
 step is forward, cross-entropy, backward and Adam (with float32 master weights in bfloat16). The floor is the time of
-the step's matrix products alone, measured on the same shapes. All ratios are of medians taken in turn within this run.
+the step's matrix products alone, measured on the same shapes. All ratios are ratios of medians; variants are timed in
+turns within one run.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def products(size: Size, dtype: torch.dtype = torch.float32) -> Callable[[], Non
     def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
         return onednn.product(x, weight, None)
 
-    # Of each product the quicker way of the two there are: a floor must not be slower than what the model itself uses.
+    # For each product the faster of two ways: a floor must not be slower than what the model itself uses.
     ways: list[Callable[[], Tensor]] = []
     for x, weight, gradient in operands:
         for product in (
@@ -211,7 +212,7 @@ def main() -> None:
             rounds=options.rounds,
         )
         decode = decoders(size)
-        # Two comparisons: beside recomputing, which takes all of the cache and of the allocator, a third would suffer.
+        # Two separate comparisons: recomputing evicts the cache and would slow down a third variant.
         cached = time_in_turn({way: decode[way] for way in ("incremental", "plain cached")}, rounds=2 * options.rounds)
         recomputed = time_in_turn(
             {way: decode[way] for way in ("incremental", "recompute")}, rounds=max(3, options.rounds // 2), warmup=1

@@ -120,7 +120,7 @@ class ResNetLayer(nn.Module):
         return self.join(x, self.contract(h))
 
     def normed_conv(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """conv(norm(x)), (B, T, S, C) → same; the normalised grid is not kept for the backward but made again."""
+        """conv(norm(x)), (B, T, S, C) → same; the normalised grid is recomputed in the backward pass."""
 
         def run(x: Tensor) -> Tensor:
             return self.conv(self.conv_norm(x, padding))

@@ -30,7 +30,7 @@ class Scratch {
   A* start_;
 };
 
-// Asks for one row's group of channels (S pieces, C apart: a pattern that hardware does not foresee) ahead of its use.
+// Prefetches one row's group of channels: S parts, C apart, a pattern that hardware does not predict.
 template <class T>
 void prefetch_row(const ConvShape& shape, const T* row) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -40,7 +40,7 @@ void prefetch_row(const ConvShape& shape, const T* row) {
 #endif
 }
 
-// Rows of one sentence and one group of channels in packed form, packed when first asked for: a ring of `window` rows.
+// Rows of one sentence and one group of channels in packed form, packed at first use: a ring of `window` rows.
 template <class T>
 class RowWindow {
  public:
