@@ -85,7 +85,7 @@ def choose(*, cpu: bool, processes: int | None, gpus: int | None, machines: Mach
 
 
 def usable_gpus() -> int:
-    """The number of usable GPUs. PyTorch, which is slow to import, is asked only where there is a driver."""
+    """The number of usable GPUs. PyTorch, which is slow to import, is imported only where there is a driver."""
     drivers = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/kfd"), Path("/dev/dxg")]
     if not any(path.exists() for path in drivers):
         return 0
