@@ -292,7 +292,7 @@ class _Header(Record):
     model_config = ConfigDict(extra="ignore")
     schema_number: int = Field(default=0, alias="schema")
     kind: str = ""
-    perplexity: JsonValue = None  # by which schema 0 told the kinds apart
+    perplexity: JsonValue = None  # only results of language models had it in schema 0
 
 
 def read(path: Path) -> TranslationScores | LanguageModelScores:
