@@ -44,9 +44,9 @@ class Backend(enum.Enum):
             return False
         supported = all(x.device.type in ("cpu", "meta") and x.dtype in NATIVE_DTYPES for x in tensors)
         if self is Backend.NATIVE and not supported:
-            given = ", ".join(f"{x.dtype} on {x.device}" for x in tensors)
+            inputs = ", ".join(f"{x.dtype} on {x.device}" for x in tensors)
             raise TypeError(
-                f"the native grid operators take float32, float64 and bfloat16 on the CPU, given {given}; "
+                f"the native grid operators take float32, float64 and bfloat16 on the CPU, given {inputs}; "
                 "choose the backend 'auto' or 'torch'"
             )
         return supported

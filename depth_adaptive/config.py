@@ -210,13 +210,13 @@ def temperatures(options: DepthOptions, *, exits: int) -> list[float] | None:
     Raises:
         UserError: a temperature that is not above 0, or too few or many of them.
     """
-    given = numbers("--exit-temperature", options.exit_temperature)
-    if len(given) not in (0, 1, exits):
-        raise UserError(f"--exit-temperature must be one number, or {exits}, one for each block, given {len(given)}")
-    for value in given:
+    values = numbers("--exit-temperature", options.exit_temperature)
+    if len(values) not in (0, 1, exits):
+        raise UserError(f"--exit-temperature must be one number, or {exits}, one for each block, given {len(values)}")
+    for value in values:
         if not 0 < value < float("inf"):
             raise UserError(f"--exit-temperature must be above 0, given {value:g}")
-    return given * exits if len(given) == 1 else given or None
+    return values * exits if len(values) == 1 else values or None
 
 
 def _flag(name: str) -> str:
@@ -231,16 +231,16 @@ def _build(option: str, build: Callable[[], Policy]) -> Policy:
         raise UserError(f"{option}: {error}") from None
 
 
-def numbers(option: str, given: Any) -> list[float]:
+def numbers(option: str, value: Any) -> list[float]:
     """The numbers in the value of an option: a string such as "0.9,0.8", a number, or a list; none for None.
 
     Raises:
         UserError: the value is something else.
     """
-    if given is None:
+    if value is None:
         return []
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     try:
         return [float(part) for part in parts]
     except (TypeError, ValueError):
-        raise UserError(f"{option} must be numbers with commas between them, as in 0.9,0.8, given {given!r}") from None
+        raise UserError(f"{option} must be numbers with commas between them, as in 0.9,0.8, given {value!r}") from None

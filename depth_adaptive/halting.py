@@ -219,17 +219,17 @@ class HaltingPolicy(ThresholdPolicy):
         return self.halting.probability(state)
 
 
-def _thresholds(given: Sequence[float], exits: int) -> list[float]:
+def _thresholds(thresholds: Sequence[float], exits: int) -> list[float]:
     """One threshold for each block but the last, from one for all blocks or one for each.
 
     Raises:
         ValueError: another number of thresholds, or a threshold outside [0, 1].
     """
-    values = [float(value) for value in given]
+    values = [float(value) for value in thresholds]
     if len(values) == 1:
         values *= exits - 1
     if len(values) != exits - 1:
-        raise ValueError(f"1 or {exits - 1} thresholds are needed for {exits} exits, given {len(given)}")
+        raise ValueError(f"1 or {exits - 1} thresholds are needed for {exits} exits, given {len(thresholds)}")
     for value in values:
         if not 0 <= value <= 1:
             raise ValueError(f"a threshold must be from 0 to 1, given {value:g}")

@@ -25,7 +25,7 @@ CHUNK = 2**24
 
 
 def exit_weights(kind: str, exits: int) -> list[float]:
-    """The weight of each exit in the mean, omega_n / sum of omega; ``kind`` is one of ``WEIGHTINGS``."""
+    """The weight of each exit in the average, omega_n / sum of omega; ``kind`` is one of ``WEIGHTINGS``."""
     weights = [WEIGHTINGS[kind](n) for n in range(1, exits + 1)]
     return [weight / sum(weights) for weight in weights]
 

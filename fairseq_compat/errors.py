@@ -160,9 +160,9 @@ def explain(error: BaseException) -> UserError | None:
         if "Torch not compiled with CUDA enabled" in str(cause) and "train_step" in frames:
             return UserError("--fp16 overflowed, which fairseq cannot handle on the CPU; use --bf16 there")
         for pattern, text in KNOWN:
-            found = re.search(pattern, str(cause))
-            if found is not None:
-                return UserError(text.format(found[0], *found.groups()))
+            match = re.search(pattern, str(cause))
+            if match is not None:
+                return UserError(text.format(match[0], *match.groups()))
     return None
 
 

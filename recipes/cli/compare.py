@@ -69,7 +69,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Write the comparison and print its table."""
     if len(arguments.runs) < 2:
         raise UserError("RUN: one system alone; a comparison needs two or more (recipes/score.sh scores one)")
-    opened = [systems.open_system(given) for given in arguments.runs]
+    opened = [systems.open_system(run) for run in arguments.runs]
     systems.check_comparable(opened)
     output: Path = arguments.output or opened[0].folder.resolve().parent / "comparison"
     folders.make_ready(output, FILES)

@@ -40,7 +40,7 @@ def plot_exits(arguments: argparse.Namespace) -> int:
     """Write the table and the plot, and print the table."""
     from recipes.reporting.plots.exits import plot_exit_curve
 
-    systems = [exit_table.open_system(given) for given in arguments.evaluations]
+    systems = [exit_table.open_system(path) for path in arguments.evaluations]
     exit_table.check_comparable(systems)
     lines = exit_table.lines(systems, labels(systems))
     output: Path = arguments.output or systems[0].folder.resolve().parent

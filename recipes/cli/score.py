@@ -39,8 +39,8 @@ def score(arguments: argparse.Namespace) -> int:
         UserError: the scores of one differ and are not to be updated.
     """
     problems = []
-    for given in arguments.evaluations:
-        system = systems.open_system(given)
+    for path in arguments.evaluations:
+        system = systems.open_system(path)
         print(f"Scoring {system.folder}: {len(system.sentences):,} sentences", flush=True)
         scores, sentence_scores = system.rescored(), system.rescored_sentences()
         for name, now in scores.items():

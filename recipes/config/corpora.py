@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recipes.config.schema import Settings, find, read_yaml, shown
+from recipes.config.schema import Settings, find, read_yaml, shortened
 from thoth_core.errors import UserError
 
 LANGUAGE = r"^[a-z]{2,3}(_[A-Za-z0-9]+)?$"  # no dash: fairseq splits the pair "de-en" at it
@@ -174,7 +174,9 @@ def _with_base(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     if other is None:
         return document
     if not isinstance(other, str) or path in before:
-        raise UserError(f"{path}: 'like' must name another corpus, which is not like this one, but is {shown(other)}")
+        raise UserError(
+            f"{path}: 'like' must name another corpus, which is not like this one, but is {shortened(other)}"
+        )
     beside = str(path.parent / other) if other.endswith((".yaml", ".yml")) else other
     base = _with_base(find("corpus", beside), (*before, path))
     if document.get("preparation", base.get("preparation")) != base.get("preparation"):

@@ -55,7 +55,7 @@ class Settings(BaseModel):
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """`value` as the user wrote it in YAML, on one line and not too long."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     text = text.removesuffix("...\n").strip().replace("\n", " ")
@@ -94,7 +94,7 @@ def _problem(schema: type[Settings], problem: ErrorDetails) -> str:
     texts = (member for member in (place.annotation, *get_args(place.annotation)) if isinstance(member, str | type))
     takes_text = any(member is str or isinstance(member, str) for member in texts)
     hint = ' (put it in quotes: "no" is read as false)' if isinstance(value, bool) and takes_text else ""
-    return f"must be {place.description}, but is {shown(value)}{hint}"
+    return f"must be {place.description}, but is {shortened(value)}{hint}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _described(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(shown, get_args(annotation)))
+        return "one of " + ", ".join(map(shortened, get_args(annotation)))
     if get_origin(annotation) in (Union, types.UnionType):
         members = get_args(annotation)
         return " or ".join(_type_name(member) for member in members if not (member is int and float in members))
@@ -200,7 +200,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{where}: is not valid YAML ({problem}); correct that line") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: must contain keys and values (description: ...), but is {shown(document)}")
+        raise UserError(f"{path}: must contain keys and values (description: ...), but is {shortened(document)}")
     return document
 
 

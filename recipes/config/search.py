@@ -30,14 +30,14 @@ _OPTIONS = {
 DEFAULTS: dict[str, Any] = {name: option.default for name, option in _OPTIONS.items()}
 
 
-def search_options(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def search_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All options of beam search: `DEFAULTS` with the values of `given`, numbers or their text.
 
     Raises:
         UserError: an option is unknown, is not a number of its type or is out of range. `where` begins the message.
     """
     result = dict(DEFAULTS)
-    for name, value in given.items():
+    for name, value in options.items():
         if name not in _OPTIONS:
             raise UserError(f"{where}: unknown option {name}; valid ones: {', '.join(_OPTIONS)}")
         option = _OPTIONS[name]

@@ -52,9 +52,9 @@ class Line:
         ]
 
 
-def open_system(given: Path) -> System:
-    """The evaluation in `given`, with the depth of its decoder; else a UserError."""
-    system = systems.open_system(given)
+def open_system(path: Path) -> System:
+    """The evaluation in `path`, with the depth of its decoder; else a UserError."""
+    system = systems.open_system(path)
     if system.scores.blocks is None:
         raise UserError(
             f"{system.folder / results.NAME}: field blocks, the depth of the decoder, is null; {results.AGAIN}"
@@ -83,11 +83,11 @@ def _conditions(scores: TranslationScores) -> dict[str, Any]:
 
 def lines(opened: Sequence[System], labels: Sequence[str]) -> list[Line]:
     """A line for each system, by series and mean exit."""
-    found = [
+    unsorted = [
         _line(system.scores, label, name)
         for system, label, name in zip(opened, labels, series(opened, labels), strict=True)
     ]
-    return sorted(found, key=lambda line: (line.series, line.mean_exit))
+    return sorted(unsorted, key=lambda line: (line.series, line.mean_exit))
 
 
 def series(opened: Sequence[System], labels: Sequence[str]) -> list[str]:

@@ -52,29 +52,29 @@ class System:
         return sentences.sentence_scores(*self.texts("bleu"), self.scores.signatures)
 
 
-def evaluation_folder(given: Path) -> Path:
-    """The evaluation that `given` is, or that lies in the run `given`; else a UserError with the remedy."""
-    for folder in (given, given / "evaluation"):
+def evaluation_folder(path: Path) -> Path:
+    """The evaluation that `path` is, or that lies in the run `path`; else a UserError with the remedy."""
+    for folder in (path, path / "evaluation"):
         if (folder / results.NAME).is_file():
             return folder
-    if not given.is_dir():
-        raise UserError(f"{given}: no such folder; give a run, or an evaluation in it")
-    if (given / "run.json").is_file():
-        raise UserError(f"{given}: this run has no evaluation; evaluate its model first (recipes/evaluate.sh)")
-    raise UserError(f"{given}: no {results.NAME} in it; give a run, or an evaluation (recipes/evaluate.sh)")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run, or an evaluation in it")
+    if (path / "run.json").is_file():
+        raise UserError(f"{path}: this run has no evaluation; evaluate its model first (recipes/evaluate.sh)")
+    raise UserError(f"{path}: no {results.NAME} in it; give a run, or an evaluation (recipes/evaluate.sh)")
 
 
-def open_system(given: Path) -> System:
-    """The evaluation in `given`, an evaluation or a run.
+def open_system(path: Path) -> System:
+    """The evaluation in `path`, an evaluation or a run.
 
     Raises:
         UserError: there is none, it is incomplete or damaged, or its model is a language model.
     """
-    folder = evaluation_folder(given)
+    folder = evaluation_folder(path)
     scores = results.read(folder / results.NAME)
     if not isinstance(scores, TranslationScores):
         raise UserError(f"{folder}: evaluation of a language model, which has no translations; give translation models")
-    return System(str(given), folder, scores, sentences.read(folder, scores.sentences))
+    return System(str(path), folder, scores, sentences.read(folder, scores.sentences))
 
 
 def check_comparable(systems: Sequence[System]) -> None:

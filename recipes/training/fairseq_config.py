@@ -96,14 +96,14 @@ def for_hydra(arguments: Sequence[str]) -> dict[str, Any]:
         UserError: fairseq does not understand the arguments.
     """
     cfg = parse(arguments)
-    given = {token[2:].partition("=")[0].replace("-", "_") for token in arguments if token.startswith("--")}
+    set_options = {token[2:].partition("=")[0].replace("-", "_") for token in arguments if token.startswith("--")}
     written: dict[str, Any] = {
         # Else Hydra makes a folder for each run, starts the training in it, and keeps a log of its own.
         "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
         "hydra": {"run": {"dir": "."}, "job": {"chdir": False}, "output_subdir": None},
     }
     for group in GROUPS:
-        if block := _block(group, cfg[group], arguments, given):
+        if block := _block(group, cfg[group], arguments, set_options):
             written[group] = block
     for group, name in PATHS:
         written[group][name] = os.path.abspath(written[group][name])
@@ -116,7 +116,7 @@ def as_yaml(configuration: Mapping[str, Any], head: str) -> str:
     return f"# {head}\n" + yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _block(group: str, options: Any, arguments: Sequence[str], given: set[str]) -> dict[str, Any]:
+def _block(group: str, options: Any, arguments: Sequence[str], set_options: set[str]) -> dict[str, Any]:
     """What Hydra's configuration holds of one group."""
     if options is None:
         return {}
@@ -124,7 +124,7 @@ def _block(group: str, options: Any, arguments: Sequence[str], given: set[str]) 
         return _block_without_dataclass(options, arguments)
     default = _defaults(group, options)
     head = {} if getattr(options, "_name", None) is None else {"_name": options._name}
-    return head | _differences(options, default, given)
+    return head | _differences(options, default, set_options)
 
 
 def _defaults(group: str, options: Any) -> Any:
@@ -146,7 +146,7 @@ def _defaults(group: str, options: Any) -> Any:
     return kind() if isinstance(kind, type) else kind
 
 
-def _differences(options: Any, default: Any, given: set[str]) -> dict[str, Any]:
+def _differences(options: Any, default: Any, set_options: set[str]) -> dict[str, Any]:
     """Fields that were given or differ from the default, without those that follow another group's."""
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(default):
@@ -154,13 +154,13 @@ def _differences(options: Any, default: Any, given: set[str]) -> dict[str, Any]:
         if field.name == "_name" or field.name not in options:
             continue
         if dataclasses.is_dataclass(before):
-            if inner := _differences(now, before, given):
+            if inner := _differences(now, before, set_options):
                 kept[field.name] = inner
         elif isinstance(before, str) and before.startswith("${"):
             follows = before[2:-1].rpartition(".")[2] == field.name
-            if not follows and field.name in given:
+            if not follows and field.name in set_options:
                 kept[field.name] = _plain(now)
-        elif field.name in given or not _same(_plain(now), _plain(before)):
+        elif field.name in set_options or not _same(_plain(now), _plain(before)):
             kept[field.name] = _plain(now)
     return kept
 
@@ -176,8 +176,8 @@ def _block_without_dataclass(options: Namespace, arguments: Sequence[str]) -> di
 
     declared = ArgumentParser(argument_default=SUPPRESS, allow_abbrev=False, add_help=False)
     ARCH_MODEL_REGISTRY[options._name].add_args(declared)
-    given, _ = declared.parse_known_args(list(arguments))
-    return {"_name": options._name} | {name: _plain(value) for name, value in vars(given).items()}
+    set_options, _ = declared.parse_known_args(list(arguments))
+    return {"_name": options._name} | {name: _plain(value) for name, value in vars(set_options).items()}
 
 
 def _plain(value: Any) -> Any:

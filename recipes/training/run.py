@@ -129,7 +129,7 @@ class Run:
         Raises:
             UserError: an event breaks its schema.
         """
-        found = []
+        problems = []
         lines = self.progress_path.read_bytes().split(b"\n") if self.progress_path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
@@ -138,8 +138,8 @@ class Run:
                 problem = f"{self.progress_path}: line {number}: {first_problem(error)}"
                 raise UserError(f"{problem}; {self.start_again}") from None
             if event is not None:
-                found.append(event)
-        return events.remaining(found)
+                problems.append(event)
+        return events.remaining(problems)
 
     def progress(self) -> list[dict[str, Any]]:
         """The figures that the training has reported, as dictionaries without the fields that are missing."""

@@ -183,8 +183,8 @@ def test_from_pretrained(trained: Path, tiny_corpus: Path) -> None:
 
     hub = PervasiveModel.from_pretrained(str(trained.parent), trained.name, data_name_or_path=str(tiny_corpus))
     lines = (tiny_corpus.parent / "tiny_text" / "test.de").read_text(encoding="utf-8").splitlines()
-    found = hub.translate(lines, beam=5, max_len_b=12)
-    assert dict(enumerate(found)) == hypotheses(generate(tiny_corpus, trained))
+    translations = hub.translate(lines, beam=5, max_len_b=12)
+    assert dict(enumerate(translations)) == hypotheses(generate(tiny_corpus, trained))
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ def covering() -> list[dict[str, str]]:
     """Rows of choices in which every two that are allowed together occur together; greedily, few."""
     product = (dict(zip(CHOICES, names, strict=True)) for names in itertools.product(*CHOICES.values()))
     left_of = [(row, pairs(row)) for row in product if allowed(row)]
-    left: Pairs = set().union(*(found for _, found in left_of))
+    left: Pairs = set().union(*(covered for _, covered in left_of))
     rows = []
     while left:
-        row, found = max(left_of, key=lambda candidate: len(candidate[1] & left))
+        row, covered = max(left_of, key=lambda candidate: len(candidate[1] & left))
         rows.append(row)
-        left -= found
+        left -= covered
     return rows
 
 
@@ -76,15 +76,15 @@ def test_every_pair_of_choices_trains_and_decodes(row: dict[str, str], tmp_path:
     losses = re.findall(r"train_inner.*?\bloss=([\d.]+), nll_loss=([\d.]+)", command.output)
     assert len(losses) == 4
     assert min(float(nll) for _, nll in losses[1:]) < float(losses[0][1])
-    assert (float(losses[0][0]) > 15) == (row["average"] == "sentences")  # bits a sentence, of about seven tokens
+    assert (float(losses[0][0]) > 15) == (row["average"] == "sentences")  # bits per sentence, of about seven tokens
     halting = row["halting"] != "none"
     for name in ("accuracy_3", "nll_1", *(["halting_loss", "oracle_exit"] if halting else [])):
         assert f" {name} " in command.output
     overrides: dict[str, object] = {"exit_policy": "halting" if halting else "confidence"}
     if row["halting"] not in ("sequence", "token"):
         overrides["exit_threshold"] = 0.1
-    found = generate(tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", overrides)
-    assert len(translations(found)) == 20
+    decoded = generate(tmp_path / "generate.log", tiny_corpus, tmp_path / "run/checkpoint_last.pt", overrides)
+    assert len(translations(decoded)) == 20
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ def ends(trained: Path, tiny_corpus: Path) -> dict[str, dict[int, tuple[float, s
     """What full depth and the exits before it translate, which is not the same."""
     choices: dict[str, dict[str, object]] = {"full": {}}
     choices |= {name: {"exit_policy": "fixed", "exit_layer": n} for n, name in ((1, "first"), (2, "second"))}
-    found = {
+    decoded = {
         name: scored(generate(trained.parent / f"{name}.log", tiny_corpus, trained / "checkpoint_last.pt", overrides))
         for name, overrides in choices.items()
     }
-    assert len(found["full"]) == 20
-    assert not any(alike(one, other) for one, other in itertools.combinations(found.values(), 2))
-    return found
+    assert len(decoded["full"]) == 20
+    assert not any(alike(one, other) for one, other in itertools.combinations(decoded.values(), 2))
+    return decoded
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_policies_are_chosen_at_generation(
     tiny_corpus: Path,
 ) -> None:
     """And decode as one exit, where all tokens leave there, and else as none."""
-    found = scored(generate(tmp_path / "generate.log", tiny_corpus, trained / "checkpoint_last.pt", overrides))
-    assert [name for name, expected in ends.items() if alike(found, expected)] == ([end] if end else [])
+    decoded = scored(generate(tmp_path / "generate.log", tiny_corpus, trained / "checkpoint_last.pt", overrides))
+    assert [name for name, expected in ends.items() if alike(decoded, expected)] == ([end] if end else [])
 
 
 def test_a_plain_transformer_goes_on_with_a_halting(tmp_path: Path, tiny_corpus: Path) -> None:

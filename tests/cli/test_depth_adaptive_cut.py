@@ -25,10 +25,10 @@ def test_translations_need_no_plugin(n: int, trained: Path, tmp_path: Path, tiny
     # fairseq leaves out the last batch where its size is no multiple of 8.
     whole = ["--required-batch-size-multiple", 1]
     options = ["--path", output, "--cpu", "--beam", 3, "--max-len-b", 12, "--num-workers", 0, *whole]
-    found = translations(run(tmp_path / "plain.log", "fairseq-generate", tiny_corpus, *options))
+    decoded = translations(run(tmp_path / "plain.log", "fairseq-generate", tiny_corpus, *options))
     fixed = {"exit_policy": "fixed", "exit_layer": n}
-    assert found == translations(generate(tmp_path / "fixed.log", tiny_corpus, trained, fixed))
-    assert len(found) == 20
+    assert decoded == translations(generate(tmp_path / "fixed.log", tiny_corpus, trained, fixed))
+    assert len(decoded) == 20
 
 
 def test_wrong_inputs_end_in_one_line(trained: Path, tmp_path: Path, tiny_corpus: Path) -> None:

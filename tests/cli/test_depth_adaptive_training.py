@@ -42,7 +42,7 @@ Decoder._all_exits = noted
 
 
 def arguments(folder: Path, training: str, *more: object) -> list[object]:
-    """Of a training in folder/run; the exits that process r draws go to folder/spy_exits/exits<r>.jsonl."""
+    """The options of a training in folder/run. The exits that process r draws go to folder/spy_exits/exits<r>.jsonl."""
     spy = folder / "spy_exits"
     spy.mkdir(parents=True, exist_ok=True)
     (spy / "__init__.py").write_text(SPY, encoding="utf-8")
@@ -163,5 +163,5 @@ def test_half_precision_trains_resumes_and_decodes(
     on_one(resumed, tiny_corpus, training, *half)
     assert_same_training(tmp_path / "whole" / LAST, resumed / LAST)
     assert drawn(resumed) == drawn(tmp_path / "whole")[6:]
-    found = generate(tmp_path / "log", tiny_corpus, resumed / LAST, {"exit_policy": "halting"})
-    assert len(translations(found)) == 20
+    decoded = generate(tmp_path / "log", tiny_corpus, resumed / LAST, {"exit_policy": "halting"})
+    assert len(translations(decoded)) == 20

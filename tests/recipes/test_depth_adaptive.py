@@ -51,10 +51,10 @@ def test_the_losses_of_each_exit_are_kept_and_told(depth: Path) -> None:
         assert record["nll_3"] == pytest.approx(record["nll_loss"], abs=2e-3)
         assert {"accuracy_1", "accuracy_3", "exits_loss", "halting_loss", "oracle_exit"} <= set(record)
         assert 1 <= record["oracle_exit"] <= 3
-    told = [line for line in run.log_path.read_text().splitlines() if "valid loss" in line]
+    logged = [line for line in run.log_path.read_text().splitlines() if "valid loss" in line]
     last = [record for record in records if record["kind"] == "valid"][-1]
     accuracies = " ".join(f"{last[name]:.1f}" for name in ("accuracy_1", "accuracy_2", "accuracy_3"))
-    assert f"accuracy by exit {accuracies}  " in told[-1]
+    assert f"accuracy by exit {accuracies}  " in logged[-1]
 
 
 def test_halting_alone_goes_on_from_a_trained_model(depth: Path, data: Path, tmp_path: Path) -> None:
@@ -142,16 +142,16 @@ def test_evaluations_side_by_side(evaluations: list[Path], tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "new/folder").iterdir()} == {"exits.md", "exits.png"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     lines = [dict(zip(rows[0], line, strict=True)) for line in rows[2:]]
-    found = {line["exits"]: line for line in lines}
+    by_exits = {line["exits"]: line for line in lines}
     assert all(line["evaluation"].startswith("evaluation") for line in lines)
-    assert list(found) == ["fixed (layer 2)", "full", *sorted(name for name in found if "halting" in name)]
+    assert list(by_exits) == ["fixed (layer 2)", "full", *sorted(name for name in by_exits if "halting" in name)]
     for folder in evaluations:
         scores = json.loads((folder / "scores.json").read_text())
         threshold = (
             f" (threshold {scores['overrides']['exit_threshold']})" if "exit_threshold" in scores["overrides"] else ""
         )
         layer = " (layer 2)" if "exit_layer" in scores["overrides"] else ""
-        line = found[scores["exits"]["policy"] + threshold + layer]
+        line = by_exits[scores["exits"]["policy"] + threshold + layer]
         assert line["mean exit"] == f"{scores['exits']['mean']:.2f}"
         assert line["BLEU"] == f"{scores['bleu']['score']:.2f}"
         assert line["seconds"] == f"{scores['seconds']:,.1f}"

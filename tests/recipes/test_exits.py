@@ -26,7 +26,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def systems(folder: Path) -> list[Path]:
     """A Transformer of two blocks, and a model of three at its full depth and with two thresholds of confidence."""
     sources, references = corpus(24)
-    found = []
+    folders = []
     for n, (name, depth, threshold) in enumerate(
         [("plain", 2, None), ("full", 3, None), ("low", 3, 0.25), ("high", 3, 0.5)], 1
     ):
@@ -43,8 +43,8 @@ def systems(folder: Path) -> list[Path]:
         if threshold is not None:
             facts["overrides"] = {"exit_policy": "confidence", "exit_threshold": threshold}
         hypotheses = translated(references, n, 0.1 * n)
-        found.append(evaluation(folder / name / "evaluation", sources, references, hypotheses, **facts))
-    return found
+        folders.append(evaluation(folder / name / "evaluation", sources, references, hypotheses, **facts))
+    return folders
 
 
 def test_the_table_says_what_the_evaluations_say(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_wrong_calls(tmp_path: Path, arguments: list[str], words: list[str]) -> 
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    """Of the very file that is written, by a process that is no more; nothing else."""
+    """The unfinished copy of this very file, by a process that has ended; nothing else."""
     ended = 2**22 + 1  # no process has so high a number
     here = socket.gethostname()
     kept = [

@@ -46,8 +46,8 @@ def plan(model: str, data: Path, folder: Path, *extra: str) -> Any:
 def records(output: str) -> list[dict[str, Any]]:
     """What the log says of each update, but for its times."""
     timed = ("wall", "wps", "ups", "train_wall", "wpb")
-    found = [json.loads(line) for line in re.findall(r"train_inner \| (\{.*\})", output)]
-    return [{name: value for name, value in record.items() if name not in timed} for record in found]
+    logged = [json.loads(line) for line in re.findall(r"train_inner \| (\{.*\})", output)]
+    return [{name: value for name, value in record.items() if name not in timed} for record in logged]
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -111,14 +111,14 @@ def test_a_model_trained_by_hydra_alone_can_be_scored(data: Path, depth: Path, t
 
 def test_the_file_holds_the_given_options_and_little_else(data: Path, tmp_path: Path) -> None:
     planned = plan("pervasive_small", data, tmp_path, "--max-tokens-valid", "50")
-    found = yaml.safe_load(planned.configuration())
+    configuration = yaml.safe_load(planned.configuration())
     train_block = load_model("pervasive_small").settings.train
-    assert found["model"] == {"_name": "pervasive_small"}
-    assert found["optimization"]["lr"] == [train_block["lr"]]
-    assert "lr" not in found["optimizer"]  # it follows optimization.lr
-    assert found["dataset"]["max_tokens_valid"] == 50
-    assert found["task"]["data"] == str((data / "toy/bin").absolute())
-    assert set(found) <= {*fairseq_config.GROUPS, "hydra", "defaults"}
+    assert configuration["model"] == {"_name": "pervasive_small"}
+    assert configuration["optimization"]["lr"] == [train_block["lr"]]
+    assert "lr" not in configuration["optimizer"]  # it follows optimization.lr
+    assert configuration["dataset"]["max_tokens_valid"] == 50
+    assert configuration["task"]["data"] == str((data / "toy/bin").absolute())
+    assert set(configuration) <= {*fairseq_config.GROUPS, "hydra", "defaults"}
 
 
 def test_hydra_s_complaints_are_one_line(data: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_second_call_is_up_to_date_whatever_the_path(prepared: Path, tmp_path: P
 
 
 def test_other_formats_separate_subwords_and_two_test_sets(work: Path, prepared: Path) -> None:
-    """TSV, packed JSON lines and packed text, in a corpus file of one's own; unigram sub-words."""
+    """TSV, packed JSON lines and packed text, in a corpus file of one's own; a unigram vocabulary."""
     pairs = list(zip(read(work / "text/train.de"), read(work / "text/train.en"), strict=True))
     (work / "train.tsv").write_text("".join(f"{de}\t{en}\n" for de, en in pairs), encoding="utf-8")
     dev = zip(read(work / "text/dev.de"), read(work / "text/dev.en"), strict=True)
@@ -773,23 +773,23 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         ["multi30k.de-en", "--from", "set"],
         ["set: has no split validation but train", "'hub.valid'"],
     ),
-    "sub-words: none": (
+    "vocabulary: none": (
         nothing,
         [*TEXT, "--vocab-size", "0"],
         ["--vocab-size must be a whole number from 10"],
     ),
-    "sub-words: a word": (nothing, [*TEXT, "--vocab-size", "many"], ["--vocab-size", "'many'", "--help"]),
-    "sub-words: too many": (
+    "vocabulary: a word": (nothing, [*TEXT, "--vocab-size", "many"], ["--vocab-size", "'many'", "--help"]),
+    "vocabulary: too many": (
         nothing,
         [*TEXT, "--vocab-size", "8000"],
         ["subwords.vocab_size 8000 is too large for this training text", "give --vocab-size"],
     ),
-    "sub-words: too few": (
+    "vocabulary: too few": (
         nothing,
         [*TEXT, "--vocab-size", "10"],
         ["subwords.vocab_size 10 is too small", "give --vocab-size"],
     ),
-    "sub-words: other model": (
+    "vocabulary: other model": (
         nothing,
         [*TEXT, "--subword-model", "wp"],
         ["--subword-model must be one of bpe, unigr"],
@@ -872,12 +872,12 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         ["mine.yaml"],
         ["mine.yaml: the quickstart corpus has at most", "change the sizes"],
     ),
-    "sub-words of nothing": (
+    "vocabulary of nothing": (
         nothing,
         [*FILES, "--from", "text", "--subwords-of", "toy"],
         ["data/toy: no prepared corpus"],
     ),
-    "sub-words taken and learned": (
+    "vocabulary taken and learned": (
         nothing,
         [*TEXT, "--subwords-of", "toy"],
         ["--vocab-size: --subwords-of learns no sub-word models; leave one of them out"],
@@ -966,7 +966,7 @@ def test_a_corpus_survives_a_rebuild_that_fails(work: Path, prepared: Path) -> N
 
 
 def test_a_link_to_a_recipe_finds_the_checkout(work: Path) -> None:
-    """And so does a shell that looks for folders in places of its own, and tells where it has found one."""
+    """And so does a shell that looks for folders in places of its own, and prints where it has found one."""
     (work / "compare").symlink_to(SCRIPT.parent / "compare.sh")
     (work / "recipes").mkdir()
     variables = environment() | {"CDPATH": f".:{SCRIPT.parent.parent}"}

@@ -157,8 +157,8 @@ def test_every_figure_is_that_of_scores_json(opened: Page, systems: list[Path]) 
         expected = look_up(every[number], name)
         assert float(value) == expected, (number, name)
         digits = len(text.rstrip("%").partition(".")[2])
-        shown = expected * percent.get(name, 1) * minutes.get(name, 1)
-        assert text.rstrip("%") == f"{shown:,.{digits}f}", (number, name)
+        drawn = expected * percent.get(name, 1) * minutes.get(name, 1)
+        assert text.rstrip("%") == f"{drawn:,.{digits}f}", (number, name)
         seen[name] = seen.get(name, 0) + 1
     scored = [f"{metric}.score" for metric in ("bleu", "chrf", "ter", "tokenised_bleu")]
     everywhere = [*scored, "parameters", "updates", "checkpoint_seconds", "seconds", "tokens_per_second", "threads",
@@ -261,10 +261,12 @@ def test_the_most_different_sentences_come_first(opened: Page, systems: list[Pat
     opened.open(systems[0] / "report.html")
     chrf = [[s.chrf for s in comparing.open_system(run).sentences] for run in systems]
     spread = [max(scores) - min(scores) for scores in zip(*chrf, strict=True)]
-    shown = visible(opened)
-    assert len(shown) == 25
-    assert all(spread[a - 1] >= spread[b - 1] for a, b in pairwise(shown))
-    assert min(spread[n - 1] for n in shown) >= max(spread[n - 1] for n in range(1, 41) if n not in shown)
+    visible_sentences = visible(opened)
+    assert len(visible_sentences) == 25
+    assert all(spread[a - 1] >= spread[b - 1] for a, b in pairwise(visible_sentences))
+    assert min(spread[n - 1] for n in visible_sentences) >= max(
+        spread[n - 1] for n in range(1, 41) if n not in visible_sentences
+    )
 
 
 def test_the_keyboard_is_enough(opened: Page, page: Path) -> None:

@@ -418,11 +418,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls_are_refused(case: str, data: Path, mini: Path, tmp_path: Path) -> None:
     arguments, words = WRONG[case]
-    given = [argument.format(mini=mini) for argument in arguments]
-    split = given.index("--") if "--" in given else len(given)
-    folders = ["--data", str(data)] + ([] if "--runs" in given else ["--runs", str(tmp_path / "runs")])
+    call = [argument.format(mini=mini) for argument in arguments]
+    split = call.index("--") if "--" in call else len(call)
+    folders = ["--data", str(data)] + ([] if "--runs" in call else ["--runs", str(tmp_path / "runs")])
     before = files(data)
-    refused(recipe("train", *given[:split], *folders, *given[split:]), *[w.format(mini=mini) for w in words])
+    refused(recipe("train", *call[:split], *folders, *call[split:]), *[w.format(mini=mini) for w in words])
     assert files(data) == before
     assert not (tmp_path / "runs").exists()
 

@@ -24,8 +24,8 @@ def exists(path: Path) -> bool:
 def arguments(program: str, data: Path) -> list[str] | None:
     """The options of a program; None if it needs data and none of them is there."""
     needed = DATA.get(program, {})
-    given = [word for option, name in needed.items() if exists(data / name) for word in (option, str(data / name))]
-    return None if needed and not given else given
+    words = [word for option, name in needed.items() if exists(data / name) for word in (option, str(data / name))]
+    return None if needed and not words else words
 
 
 def main() -> int:

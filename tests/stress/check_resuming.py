@@ -155,8 +155,8 @@ DIFFERENT = ("/cfg/", "/extra_state/metrics/", "/extra_state/previous_training_t
 def state(path: Path) -> dict[str, Any]:
     checkpoint = checkpoints.load(path)
     del checkpoint["optimizer_history"][:-1]  # fairseq adds an entry at each start; the last says where it stands
-    found = dict(leaves(checkpoint))
-    return {name: value for name, value in found.items() if not name.startswith(DIFFERENT)}
+    stored = dict(leaves(checkpoint))
+    return {name: value for name, value in stored.items() if not name.startswith(DIFFERENT)}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -244,7 +244,7 @@ def main() -> int:
             print(f"{number:>4}  {when:<23}  {victim:<20} {f'update {resumed_at[-1]}':<12} {saved:>11}", flush=True)
         completed("train", *call("killed"))
 
-        found = {name: compare(trained["once"], trained[name]) for name in ("twice", "killed")}
+        differences = {name: compare(trained["once"], trained[name]) for name in ("twice", "killed")}
         tensors = sum(
             isinstance(value, torch.Tensor)
             for path in trained["once"].checkpoints.iterdir()
@@ -253,13 +253,13 @@ def main() -> int:
         reported = len(losses(trained["once"]))
         count = len(list(trained["once"].checkpoints.iterdir()))
         print(f"\ncompared with the first: {tensors:,} tensors in {count} checkpoints, {reported} records of losses")
-        for name, wrong in found.items():
+        for name, wrong in differences.items():
             counts = ", ".join(f"{len(items)} {kind}" for kind, items in wrong.items())
             print(f"{name:<7} differ: {counts}")
             for items in wrong.values():
                 for item in items[:5]:
                     print(f"        {item}")
-        identical = not any(items for wrong in found.values() for items in wrong.values())
+        identical = not any(items for wrong in differences.values() for items in wrong.values())
         finish(
             {
                 "identical": identical,
@@ -268,7 +268,7 @@ def main() -> int:
                 "losses": reported,
                 "updates": trained["once"].progress()[-1]["updates"],
                 "killed_at_updates": resumed_at,
-                "differences": {n: {kind: len(i) for kind, i in wrong.items()} for n, wrong in found.items()},
+                "differences": {n: {kind: len(i) for kind, i in wrong.items()} for n, wrong in differences.items()},
                 "seconds": round(time.monotonic() - begun, 1),
                 "precision": options.precision,
                 "seed": options.seed,

@@ -30,8 +30,8 @@ def translations(command: Command) -> dict[int, str]:
 def scored(command: Command) -> dict[int, tuple[float, str]]:
     """Sentence number → score and best hypothesis."""
     assert command.status == 0, command.output
-    found = re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", command.output, flags=re.M)
-    return {int(number): (float(score), text) for number, score, text in found}
+    hypotheses = re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", command.output, flags=re.M)
+    return {int(number): (float(score), text) for number, score, text in hypotheses}
 
 
 def alike(some: dict[int, tuple[float, str]], others: dict[int, tuple[float, str]]) -> bool:

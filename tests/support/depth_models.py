@@ -104,27 +104,27 @@ def plain_twin(model: DepthAdaptiveTransformerModel, **options: Any) -> Transfor
 
 def beam(model: Any, source: Tensor, size: int = 5) -> list[list[tuple[list[int], float]]]:
     generator = SequenceGenerator([model], dictionary(), beam_size=size, max_len_a=0, max_len_b=12)
-    found = generator.generate([model], {"net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}})
-    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in found]
+    decoded = generator.generate([model], {"net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}})
+    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in decoded]
 
 
 @contextmanager
 def noted_exits(decoder: Any) -> Iterator[dict[tuple[int, ...], list[int]]]:
     """The exits that a search has taken, by the sentence's number in the batch and the words before: filled while it
     goes on."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    taken: dict[tuple[int, ...], list[int]] = {}
     forward = decoder.forward
 
     def noting(tokens: Tensor, encoder_out: Any, incremental_state: Any, **options: Any) -> Any:
         result = forward(tokens, encoder_out=encoder_out, incremental_state=incremental_state, **options)
         rows = zip(encoder_out["rows"][0].tolist(), tokens.tolist(), strict=True)
         for (sentence, words), exits in zip(rows, incremental_state["depth_adaptive"].exits.tolist(), strict=True):
-            found[sentence, *words] = exits
+            taken[sentence, *words] = exits
         return result
 
     decoder.forward = noting
     try:
-        yield found
+        yield taken
     finally:
         del decoder.forward
 
@@ -132,8 +132,8 @@ def noted_exits(decoder: Any) -> Iterator[dict[tuple[int, ...], list[int]]]:
 def beam_with_exits(model: Any, source: Tensor) -> list[list[tuple[list[int], list[int]]]]:
     """The words of each hypothesis and the exit of each word."""
     with noted_exits(model.decoder) as exits:
-        found = beam(model, source)
-    return [[(words, exits[s, 2, *words[:-1]]) for words, _ in hypotheses] for s, hypotheses in enumerate(found)]
+        decoded = beam(model, source)
+    return [[(words, exits[s, 2, *words[:-1]]) for words, _ in hypotheses] for s, hypotheses in enumerate(decoded)]
 
 
 def encoded(model: Any, source: Tensor = SOURCE) -> Tensor:

@@ -127,15 +127,15 @@ def oracle(kind: str, scores: list[list[float]], penalty: float, sigma: float) -
     if kind == "sequence":
         total = [sum(token[n] for token in scores) for n in range(count)]
         return [first_best(total, penalty)] * len(scores)
-    found = []
+    exits = []
     for t in range(len(scores)):
         total = [0.0] * count
         for other in range(len(scores)):
             near = math.exp(-((t - other) ** 2) / sigma) if sigma else float(t == other)
             for n in range(count):
                 total[n] += near * scores[other][n]
-        found.append(first_best(total, penalty))
-    return found
+        exits.append(first_best(total, penalty))
+    return exits
 
 
 def exit_probability(kind: str, unit: Any, n: int, memory: Tensor, at_blocks: list[Tensor]) -> Tensor:

@@ -88,15 +88,15 @@ def recipe_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Assert that a call failed with one line of error that holds `words`, without a traceback or a score."""
-    told = done.stdout + done.stderr
-    assert done.returncode in (1, 2), told
-    lines = [line for line in told.splitlines() if "error: " in line]
-    assert len(lines) == 1, told
-    assert lines[0].startswith("error: "), told
+    output = done.stdout + done.stderr
+    assert done.returncode in (1, 2), output
+    lines = [line for line in output.splitlines() if "error: " in line]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: "), output
     for word in words:
         assert word in lines[0], lines[0]
-    assert "Traceback" not in told
-    assert "BLEU = " not in told
+    assert "Traceback" not in output
+    assert "BLEU = " not in output
 
 
 def refusal(command: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:

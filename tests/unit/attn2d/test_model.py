@@ -143,8 +143,8 @@ def translations(model: PervasiveModel, source: Tensor, dtype: torch.dtype) -> l
     """Beam-5 translations of every sentence: tokens and score of all five hypotheses."""
     generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=5, max_len_a=0, max_len_b=16)
     sample = {"net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)}}
-    found = generator.generate([model], sample)
-    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in found]
+    batch = generator.generate([model], sample)
+    return [[(h["tokens"].tolist(), float(h["score"])) for h in hypotheses] for hypotheses in batch]
 
 
 @every_model

@@ -31,16 +31,16 @@ def test_slope_and_curvature_are_autograds(tokens: int, words: int, seed: int) -
     loss = torch.nn.functional.cross_entropy(beta * logits, targets, reduction="sum")
     (slope,) = torch.autograd.grad(loss, beta, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, beta)
-    found = calibration.slope_and_curvature(logits, targets)
-    torch.testing.assert_close(found, (slope.detach(), curvature), rtol=1e-9, atol=1e-9)
+    actual = calibration.slope_and_curvature(logits, targets)
+    torch.testing.assert_close(actual, (slope.detach(), curvature), rtol=1e-9, atol=1e-9)
     single = calibration.slope_and_curvature(logits.float(), targets)
-    torch.testing.assert_close(single, found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(single, actual, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tolerated", "level"), [(0.1, 0.1), (0.2, 0.05), (0.15, 0.3)])
 def test_the_promise_holds_over_resplits(tolerated: float, level: float) -> None:
     losses = calibration.disagreement(*drawn(4000, 0), THRESHOLDS)
-    splits, exceeded, found = 300, 0, 0
+    splits, exceeded, lowest = 300, 0, 0
     draw = torch.Generator().manual_seed(1)
     for _ in range(splits):
         order = torch.randperm(4000, generator=draw)
@@ -48,9 +48,9 @@ def test_the_promise_holds_over_resplits(tolerated: float, level: float) -> None
             losses[:, order[:200]], THRESHOLDS, tolerated=tolerated, level=level
         )
         if chosen is not None:
-            found += 1
+            lowest += 1
             exceeded += bool(losses[THRESHOLDS.index(chosen), order[200:]].mean() > tolerated)
-    assert found > splits // 2
+    assert lowest > splits // 2
     assert exceeded / splits <= level + 2 * math.sqrt(level * (1 - level) / splits)
 
 
@@ -60,26 +60,26 @@ def test_the_promise_holds_on_halves_of_one_sample(tolerated: float, level: floa
     halves = calibration.halves(600, 300)
     assert halves.shape == (300, 300)
     assert all(half.unique().numel() == 300 for half in halves)
-    found = calibration.resplit(losses, THRESHOLDS, halves, tolerated=tolerated, level=level)
-    assert found.full_depth < 150
-    assert found.on_all / 300 <= found.bound(level)
-    assert found.bound(level) == pytest.approx(level + 2 * math.sqrt(level * (1 - level) / 300))
+    actual = calibration.resplit(losses, THRESHOLDS, halves, tolerated=tolerated, level=level)
+    assert actual.full_depth < 150
+    assert actual.on_all / 300 <= actual.bound(level)
+    assert actual.bound(level) == pytest.approx(level + 2 * math.sqrt(level * (1 - level) / 300))
 
 
 def test_the_promise_is_not_empty_where_it_can_break() -> None:
     """Losses of 0 or 1, the risk just above the tolerated: some halves accept it, not more than promised."""
     losses = torch.zeros(1, 500, dtype=torch.float64)
     losses[0, :101] = 1
-    found = calibration.resplit(losses, [0.5], calibration.halves(500, 1000), tolerated=0.2, level=0.3)
-    assert 0 < found.on_all / 1000 <= found.bound(0.3)
-    assert found.on_other_half == found.on_all  # the half that was too good leaves a worse one
-    assert found.on_all + found.full_depth == 1000
+    actual = calibration.resplit(losses, [0.5], calibration.halves(500, 1000), tolerated=0.2, level=0.3)
+    assert 0 < actual.on_all / 1000 <= actual.bound(0.3)
+    assert actual.on_other_half == actual.on_all  # the half that was too good leaves a worse one
+    assert actual.on_all + actual.full_depth == 1000
 
 
 def test_resplits_are_a_plain_loop() -> None:
     losses = calibration.disagreement(*drawn(61, 7, length=2), THRESHOLDS)
     halves = calibration.halves(61, 40)
-    found = calibration.resplit(losses, THRESHOLDS, halves, tolerated=0.25, level=0.9)
+    actual = calibration.resplit(losses, THRESHOLDS, halves, tolerated=0.25, level=0.9)
     on_all = on_other = full = 0
     for half in halves.tolist():
         chosen = calibration.lowest_valid_threshold(losses[:, half], THRESHOLDS, tolerated=0.25, level=0.9)
@@ -91,8 +91,8 @@ def test_resplits_are_a_plain_loop() -> None:
         assert len(half) + len(other) == 61
         on_all += sum(row) / 61 > 0.25
         on_other += sum(other) / len(other) > 0.25
-    assert found == calibration.Resplits(40, on_all, on_other, full)
-    assert found.on_other_half
+    assert actual == calibration.Resplits(40, on_all, on_other, full)
+    assert actual.on_other_half
 
 
 def test_a_risk_on_the_border_is_accepted_at_most_as_often_as_promised() -> None:
@@ -119,10 +119,10 @@ def test_more_tolerance_level_or_data_never_raises_the_threshold() -> None:
     losses = calibration.disagreement(*drawn(300, 4), THRESHOLDS)
 
     def chosen(tolerated: float, level: float, copies: int = 1) -> float:
-        found = calibration.lowest_valid_threshold(
+        actual = calibration.lowest_valid_threshold(
             losses.repeat(1, copies), THRESHOLDS, tolerated=tolerated, level=level
         )
-        return 2.0 if found is None else found
+        return 2.0 if actual is None else actual
 
     for values in (
         [chosen(tolerated, 0.1) for tolerated in (0.02, 0.1, 0.2, 0.4)],

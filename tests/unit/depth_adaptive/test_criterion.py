@@ -95,9 +95,9 @@ def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
     """The gradients of all parameters. fairseq's checkpointed blocks do not support torch.autograd.grad."""
     model.zero_grad()
     loss.backward()
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    actual = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     model.zero_grad()
-    return found
+    return actual
 
 
 def assert_same_gradients(model: Any, loss: torch.Tensor, expected: torch.Tensor) -> None:
@@ -228,9 +228,9 @@ def test_scaled_gradients_by_hand() -> None:
 def test_in_evaluation_mixed_training_is_judged_as_aligned() -> None:
     learnt = ("token", "likelihood", 0.0)
     mixed, aligned = (model_of(training, "token").eval() for training in ("mixed", "uniform"))
-    found = [judge("uniform", learnt)(model, sample())[0] for model in (mixed, aligned)]
-    assert found[0] == found[1]
-    torch.testing.assert_close(found[0], by_loops(aligned, "uniform", learnt).total, rtol=1e-10, atol=0)
+    actual = [judge("uniform", learnt)(model, sample())[0] for model in (mixed, aligned)]
+    assert actual[0] == actual[1]
+    torch.testing.assert_close(actual[0], by_loops(aligned, "uniform", learnt).total, rtol=1e-10, atol=0)
 
 
 def test_halting_alone() -> None:
@@ -256,18 +256,18 @@ def test_halting_alone_needs_a_model_that_was_loaded() -> None:
 def test_the_sample_size_is_that_of_sentence_avg() -> None:
     """As in fairseq's label_smoothed_cross_entropy, the loss is the same sum, divided by the number of sentences."""
     model = built(halting="token").train()
-    by_token, by_sentence = (criterion(sentence_avg=given)(model, sample()) for given in (False, True))
+    by_token, by_sentence = (criterion(sentence_avg=by_sentences)(model, sample()) for by_sentences in (False, True))
     assert (by_token[1], by_sentence[1]) == (17, 3)
     assert by_token[0] == by_sentence[0]
-    found = []
+    actual = []
     for _, _, log in (by_token, by_sentence):
         with metrics.aggregate(new_root=True) as meters:
             DepthAdaptiveCriterion.reduce_metrics([log])
-        found.append(meters.get_smoothed_values())
-    assert found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
+        actual.append(meters.get_smoothed_values())
+    assert actual[0].keys() == actual[1].keys()
+    for name, value in actual[0].items():
         factor = 17 / 3 if name in ("loss", "exits_loss", "halting_loss") else 1
-        assert float(found[1][name]) == pytest.approx(factor * float(value), abs=4e-3), name
+        assert float(actual[1][name]) == pytest.approx(factor * float(value), abs=4e-3), name
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_logs_are_means_over_the_tokens_of_those_that_have_them() -> None:
     ]
     with metrics.aggregate(new_root=True) as meters:
         DepthAdaptiveCriterion.reduce_metrics(logs)
-    found = meters.get_smoothed_values()
-    assert found == {"loss": 6, "nll_loss": 2, "ppl": 4, "oracle_exit": 2.5} | {
+    actual = meters.get_smoothed_values()
+    assert actual == {"loss": 6, "nll_loss": 2, "ppl": 4, "oracle_exit": 2.5} | {
         "nll_1": 3, "accuracy_1": 75, "nll_2": 2, "accuracy_2": 33.33
     }  # fmt: skip
     for nothing in ([], [{**logs[1], "nll_2": 0, "tokens_2": 0}]):  # no token was sampled for an exit

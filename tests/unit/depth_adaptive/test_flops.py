@@ -53,11 +53,11 @@ def test_formula_and_counter(decision: str, options: dict[str, Any]) -> None:
         source, target = sentences(length, seed=seed), sentences(12, seed=seed + 9)
         counted, exits = decoded(model, source, target)
         seen |= set(exits.flatten().tolist())
-        found = flops.of_exits(exits, torch.tensor([length]), SIZES, decision=decision)
-        assert found.tokens == 12
-        assert found.total == pytest.approx(counted, rel=0.01)
+        actual = flops.of_exits(exits, torch.tensor([length]), SIZES, decision=decision)
+        assert actual.tokens == 12
+        assert actual.total == pytest.approx(counted, rel=0.01)
         if decision != "sequence":  # whose unit is asked again at every step
-            assert found.total == counted
+            assert actual.total == counted
     if decision == "none":
         assert seen == {1, 2, 3, 4}
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
-from hypothesis import given
+from hypothesis import log_likelihoods
 from hypothesis import strategies as st
 
 from depth_adaptive import halting, losses, oracles
@@ -26,11 +26,11 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
 
 @pytest.mark.parametrize(("right", "penalty", "sigma"), itertools.product((False, True), (0, 0.1, 2), (0, 0.5, 4)))
 def test_oracles(right: bool, penalty: float, sigma: float) -> None:
-    given = scores(right=right)
-    tokens = oracles.token_oracle(given, MASK, penalty=penalty, sigma=sigma)
-    sentences = oracles.sequence_oracle(given, MASK, penalty=penalty)
+    log_likelihoods = scores(right=right)
+    tokens = oracles.token_oracle(log_likelihoods, MASK, penalty=penalty, sigma=sigma)
+    sentences = oracles.sequence_oracle(log_likelihoods, MASK, penalty=penalty)
     for b in range(B):
-        by_token = given[:, b][:, MASK[b]].t().tolist()
+        by_token = log_likelihoods[:, b][:, MASK[b]].t().tolist()
         assert tokens[b][MASK[b]].tolist() == reference.oracle("token", by_token, penalty, sigma)
         assert sentences[b] == reference.oracle("sequence", by_token, penalty, 0)[0]
 
@@ -39,13 +39,13 @@ def test_geometric_distribution_is_a_product_over_blocks() -> None:
     torch.manual_seed(0)
     module = halting.GeometricHalting(dim=D, exits=N)
     states = [torch.randn(B, T, D) for _ in range(N)]
-    found = module.log_distribution(torch.zeros(B, D), states).exp()
+    actual = module.log_distribution(torch.zeros(B, D), states).exp()
     left = torch.ones(B, T)
     for n in range(N - 1):
         chi = torch.sigmoid(states[n] @ module.geometric.weight[0] + module.geometric.bias)
-        torch.testing.assert_close(found[n], chi * left)
+        torch.testing.assert_close(actual[n], chi * left)
         left = left * (1 - chi)
-    torch.testing.assert_close(found[N - 1], left)
+    torch.testing.assert_close(actual[N - 1], left)
     assert halting.GeometricHalting(dim=D, exits=1).log_distribution(states[0], states[:1]).abs().max() == 0
 
 
@@ -68,17 +68,17 @@ def test_confidence_stops_where_the_largest_probability_exceeds_its_threshold() 
     assert policy.stops(2, logits, lambda: logits).tolist() == [False, True, False]
 
 
-@given(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
+@log_likelihoods(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
 def test_random_exits_have_their_distribution_and_do_not_depend_on_the_batch(weights: list[int], seed: int) -> None:
     policy = halting.RandomPolicy(exits=len(weights), weights=weights, seed=seed)
     tokens = torch.arange(2000) % 500
     positions = torch.arange(2000) // 40
-    found = policy.planned(tokens, tokens, tokens, positions)
+    actual = policy.planned(tokens, tokens, tokens, positions)
     for n, weight in enumerate(weights, start=1):
         share = weight / sum(weights)
-        assert abs((found == n).double().mean().item() - share) <= 5 * math.sqrt(share * (1 - share) / 2000)
+        assert abs((actual == n).double().mean().item() - share) <= 5 * math.sqrt(share * (1 - share) / 2000)
     order = torch.randperm(2000)
-    assert torch.equal(policy.planned(order, order, tokens[order], positions[order]), found[order])
+    assert torch.equal(policy.planned(order, order, tokens[order], positions[order]), actual[order])
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_linear_cross_entropy_is_that_of_fairseq(chunk: int, smoothing: float, m
     targets = torch.randint(V, (7,))
     lprobs = (features @ weight.t()).log_softmax(-1)
     expected, _ = label_smoothed_nll_loss(lprobs, targets[:, None], smoothing)
-    (found,), (likelihood,), (correct,) = losses.linear_cross_entropy(
+    (actual,), (likelihood,), (correct,) = losses.linear_cross_entropy(
         [features], [weight], targets, smoothing=smoothing
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(likelihood, lprobs[range(7), targets].detach())
     assert torch.equal(correct, lprobs.argmax(1) == targets)
-    ours = torch.autograd.grad(3 * found, (features, weight))
+    ours = torch.autograd.grad(3 * actual, (features, weight))
     theirs = torch.autograd.grad(3 * expected, (features, weight))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
@@ -147,15 +147,15 @@ def test_linear_cross_entropy_of_several_exits(
     words = smoothed_targets(targets, smoothing)
     mixed = (1 - distillation) * words + distillation * lprobs[-1].detach().exp()
     expected = torch.stack([-(t * lp).sum() for t, lp in zip((mixed, mixed, words), lprobs, strict=True)])
-    found, likelihoods, correct = losses.linear_cross_entropy(
+    actual, likelihoods, correct = losses.linear_cross_entropy(
         features, used, targets, smoothing=smoothing, distillation=distillation
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     for n in range(3):
         torch.testing.assert_close(likelihoods[n], lprobs[n][range(7), targets].detach())
         assert torch.equal(correct[n], lprobs[n].argmax(1) == targets)
     of = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
-    ours = torch.autograd.grad(of @ found, [*features, *weights])
+    ours = torch.autograd.grad(of @ actual, [*features, *weights])
     theirs = torch.autograd.grad(of @ expected, [*features, *weights])
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
@@ -165,19 +165,19 @@ def test_no_gradient_is_formed_where_none_is_recorded(monkeypatch: pytest.Monkey
     features, weight = torch.ones(2, 3, requires_grad=True), torch.ones(5, 3, requires_grad=True)
     words = torch.tensor([1, 4])
     expected, _, _ = losses.linear_cross_entropy([features], [weight], words)
-    asked = []
+    calls = []
 
     def noting(*inputs: object, gradient: bool, **weights: float) -> object:
-        asked.append(gradient)
+        calls.append(gradient)
         return cross_entropy_(*inputs, gradient=gradient, **weights)
 
     cross_entropy_ = losses.cross_entropy_
     monkeypatch.setattr(losses, "cross_entropy_", noting)
     with torch.no_grad():
-        found, _, _ = losses.linear_cross_entropy([features], [weight], words)
-    assert found == expected
+        actual, _, _ = losses.linear_cross_entropy([features], [weight], words)
+    assert actual == expected
     losses.linear_cross_entropy([features], [weight], words)
-    assert asked == [False, True]
+    assert calls == [False, True]
 
 
 def test_linear_cross_entropy_of_nothing() -> None:

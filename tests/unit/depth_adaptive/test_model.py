@@ -62,10 +62,10 @@ def test_products_of_the_encoder_change_nothing(options: dict[str, Any], dtype: 
     source = sentences(5, 9, 3, left=left)
     model = built(**options)
     exact = encoded(plain_twin(model, **options), source)
-    found = encoded(model.to(dtype), source)
+    actual = encoded(model.to(dtype), source)
     assert all(layer.packed._copies for layer in model.encoder.layers) == onednn.AVAILABLE
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
+    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=tolerance)
 
 
 def test_dropout_is_retained_by_fairseqs_names() -> None:
@@ -199,8 +199,8 @@ def test_a_sentences_mean_does_not_depend_on_the_padding(dtype: torch.dtype) -> 
     padding = torch.arange(320).expand(2, -1) >= 301
     exact = states.double().mean(0)
     close = dict(rtol=0, atol=1e-10) if dtype == torch.double else dict(rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-    for found in (alone, mean_state(longer, padding)):
-        torch.testing.assert_close(found.double(), exact, **close)
+    for actual in (alone, mean_state(longer, padding)):
+        torch.testing.assert_close(actual.double(), exact, **close)
     if dtype.itemsize == 2:
         assert torch.equal(mean_state(longer, padding), alone)
         assert torch.equal(alone, exact.to(dtype))
@@ -303,9 +303,11 @@ def test_usual_options_of_decoding_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("variant", ["post-norm", "pre-norm", "separate", "pre-norm, separate"])
 @pytest.mark.parametrize("given", ["1.3,0.8,1.1,0.9", 2.0])
-def test_temperatures_divide_the_logits_of_their_exits(variant: str, given: Any) -> None:
-    plain, tempered = built(**VARIANTS[variant]), built(**VARIANTS[variant], exit_temperature=given)
-    divisors = torch.tensor([1.3, 0.8, 1.1, 0.9] if isinstance(given, str) else [given] * 4, dtype=torch.double)
+def test_temperatures_divide_the_logits_of_their_exits(variant: str, temperatures: Any) -> None:
+    plain, tempered = built(**VARIANTS[variant]), built(**VARIANTS[variant], exit_temperature=temperatures)
+    divisors = torch.tensor(
+        [1.3, 0.8, 1.1, 0.9] if isinstance(temperatures, str) else [temperatures] * 4, dtype=torch.double
+    )
     assert torch.equal(run(plain)[0], run(tempered)[0])  # full depth
     policies = [halting.RandomPolicy(exits=LAYERS), *(halting.FixedPolicy(exits=LAYERS, exit=n) for n in (1, 2, 4))]
     words = GOLD[:1, :-1]
@@ -330,8 +332,8 @@ def test_confidence_is_that_of_the_tempered_exit() -> None:
     assert isinstance(tempered.decoder.policy, halting.ConfidencePolicy)
     for n, divisor in ((1, 0.5), (2, 2.0)):
         expected = (plain.decoder.exit_logits(n, state) / divisor).softmax(-1).amax(-1)
-        found = tempered.decoder.policy.score(n, state, lambda n=n: tempered.decoder.exit_logits(n, state))
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+        actual = tempered.decoder.policy.score(n, state, lambda n=n: tempered.decoder.exit_logits(n, state))
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
 
 
 WRONG = {

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import arguments, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +31,7 @@ def by_hand(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(
+@arguments(
     queries=st.integers(1, 9),
     heads=st.integers(1, 4),
     width=st.integers(1, 70),
@@ -53,9 +53,9 @@ def test_attention_is_the_sum_written_out(
     places[0] = -1  # nothing to attend to
     expected = by_hand(q, memory, places, lists, heads)
     for run in (ops.attend, ops.torch_attend):
-        found = run(q, memory, places, lists, heads)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+        actual = run(q, memory, places, lists, heads)
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_the_extension_is_built() -> None:
@@ -66,13 +66,13 @@ def test_threads_do_not_change_a_bit() -> None:
     torch.manual_seed(1)
     q, memory, places = torch.randn(70, 96), torch.randn(400, 192), torch.randint(0, 400, (70, 33))
     before = torch.get_num_threads()
-    found = []
+    actual = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(ops.attend(q, memory, places, None, 3))
+        actual.append(ops.attend(q, memory, places, None, 3))
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(actual[0], actual[1])
+    assert torch.equal(actual[0], actual[2])
 
 
 def test_one_query_has_the_same_bits_in_any_company() -> None:
@@ -115,9 +115,9 @@ def test_nothing_to_do() -> None:
     ids=str,
 )
 def test_wrong_inputs(changes: dict, error: type[Exception], message: str) -> None:
-    given = dict(queries=torch.zeros(2, 8), memory=torch.zeros(3, 16), places=torch.zeros(2, 5, dtype=torch.long))
+    arguments = dict(queries=torch.zeros(2, 8), memory=torch.zeros(3, 16), places=torch.zeros(2, 5, dtype=torch.long))
     with pytest.raises(error, match=message):
-        ops.attend(**(given | dict(lists=None, heads=2) | changes))
+        ops.attend(**(arguments | dict(lists=None, heads=2) | changes))
 
 
 def test_gradients_and_other_formats_take_the_twin() -> None:
@@ -134,7 +134,7 @@ def test_gradients_and_other_formats_take_the_twin() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
+@arguments(
     rows=st.integers(0, 9),
     words=st.integers(1, 70),
     smoothing=st.sampled_from([0.0, 0.1, 0.7]),
@@ -157,13 +157,13 @@ def test_cross_entropy_is_the_one_of_autograd(
     (-(1 - smoothing) * chosen - smoothing / words * total).sum().backward()
     right = [row.index(max(row)) == target for row, target in zip(logits.tolist(), targets.tolist(), strict=True)]
     for run in (ops.cross_entropy_, ops.torch_cross_entropy_):
-        given = logits.clone()
-        found = run(given, targets, kept=1 - smoothing, spread=smoothing / words, gradient=True)
+        arguments = logits.clone()
+        actual = run(arguments, targets, kept=1 - smoothing, spread=smoothing / words, gradient=True)
         tolerance = 1e-10 if dtype == torch.float64 else 2e-6
-        torch.testing.assert_close(found[0].double(), chosen.detach(), rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(found[1].double(), total.detach(), rtol=tolerance, atol=tolerance * words)
-        assert found[2].tolist() == right
-        torch.testing.assert_close(given.double(), exact.grad, rtol=0, atol=TOLERANCE[dtype] / 4)
+        torch.testing.assert_close(actual[0].double(), chosen.detach(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual[1].double(), total.detach(), rtol=tolerance, atol=tolerance * words)
+        assert actual[2].tolist() == right
+        torch.testing.assert_close(arguments.double(), exact.grad, rtol=0, atol=TOLERANCE[dtype] / 4)
 
 
 @pytest.mark.parametrize("words", [6000, 50_001])
@@ -189,13 +189,13 @@ def test_threads_do_not_change_a_bit_of_the_cross_entropy() -> None:
     torch.manual_seed(1)
     logits, targets = torch.randn(37, 3001), torch.randint(0, 3001, (37,))
     before = torch.get_num_threads()
-    found = []
+    actual = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        given = logits.clone()
-        found.append([*ops.cross_entropy_(given, targets, kept=0.9, spread=1e-4, gradient=True), given])
+        arguments = logits.clone()
+        actual.append([*ops.cross_entropy_(arguments, targets, kept=0.9, spread=1e-4, gradient=True), arguments])
     torch.set_num_threads(before)
-    for one, two, five in zip(*found, strict=True):
+    for one, two, five in zip(*actual, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, five)
 
@@ -223,7 +223,7 @@ def test_wrong_inputs_of_the_cross_entropy(
 
 
 @settings(max_examples=150, deadline=None)
-@given(
+@arguments(
     rows=st.integers(0, 9),
     words=st.integers(1, 70),
     size=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
@@ -238,34 +238,34 @@ def test_the_largest_probability(rows: int, words: int, size: float, dtype: torc
         for j, row in enumerate(part):
             expected[i, j] = 1 / sum(math.exp(x - max(row)) for x in row)
     for run in (ops.top_probability, ops.torch_top_probability):
-        found = run(logits)
-        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-12 if dtype == torch.float64 else 2e-6, atol=0)
+        actual = run(logits)
+        assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-12 if dtype == torch.float64 else 2e-6, atol=0)
 
 
 def test_the_largest_probability_of_many_words_is_the_same_on_any_number_of_threads() -> None:
     torch.manual_seed(1)
     logits = torch.randn(9, 50_001)
     before = torch.get_num_threads()
-    found = []
+    actual = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(ops.top_probability(logits))
+        actual.append(ops.top_probability(logits))
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    torch.testing.assert_close(found[0].double(), logits.double().softmax(-1).amax(-1), rtol=2e-6, atol=0)
-    for row, alone in zip(found[0], logits, strict=True):
+    assert torch.equal(actual[0], actual[1])
+    assert torch.equal(actual[0], actual[2])
+    torch.testing.assert_close(actual[0].double(), logits.double().softmax(-1).amax(-1), rtol=2e-6, atol=0)
+    for row, alone in zip(actual[0], logits, strict=True):
         assert torch.equal(ops.top_probability(alone), row)
         assert torch.equal(ops.top_probability(alone[None].t().contiguous().t())[0], row)
 
 
 def test_the_largest_probability_of_impossible_words_and_of_none() -> None:
     for run in (ops.top_probability, ops.torch_top_probability):
-        given = torch.tensor([[-torch.inf, 3.0, 3.0], [0.0, torch.nan, 0.0], [-torch.inf] * 3])
-        found = run(given)
-        assert found[0] == 0.5
-        assert found[1:].isnan().all()
+        arguments = torch.tensor([[-torch.inf, 3.0, 3.0], [0.0, torch.nan, 0.0], [-torch.inf] * 3])
+        actual = run(arguments)
+        assert actual[0] == 0.5
+        assert actual[1:].isnan().all()
         with pytest.raises((RuntimeError, IndexError)):
             run(torch.zeros(2, 0))
 
@@ -276,7 +276,7 @@ def test_the_largest_probability_has_a_gradient() -> None:
 
 
 def test_operations_are_counted() -> None:
-    given = torch.zeros(5, 8), torch.zeros(3, 16), torch.zeros(5, 7, dtype=torch.long)
+    arguments = torch.zeros(5, 8), torch.zeros(3, 16), torch.zeros(5, 7, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        ops.attend(*given, None, 2)
+        ops.attend(*arguments, None, 2)
     assert counter.get_total_flops() == 2 * 5 * 7 * 8 * 2

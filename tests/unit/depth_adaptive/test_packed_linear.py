@@ -29,9 +29,9 @@ def test_linears_side_by_side(dtype: torch.dtype, biases: tuple[bool, bool]) -> 
         doubles = [copy.deepcopy(layer).double() for layer in (first, second)]
         expected = torch.cat([layer(x.double()) for layer in doubles], -1)
         for relu in (False, True):
-            found = linears(x, first, second, relu=relu).double()
+            actual = linears(x, first, second, relu=relu).double()
             tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
-            torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(actual, expected.relu() if relu else expected, rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()

@@ -93,13 +93,13 @@ def test_the_same_records_are_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
-    """Of training and of a validation, the first of which would be the least of all."""
+    """In training and in a validation, the first of which would be the least of all."""
     lost = {"updates": 40, "seconds": 20.0, "loss": float("nan"), "nll_loss": float("nan")}
-    given = [{"kind": "valid", **lost}, {"kind": "train", **lost, "nll_loss": float("inf")}, *records()]
+    lines = [{"kind": "valid", **lost}, {"kind": "train", **lost, "nll_loss": float("inf")}, *records()]
     assert plot_training(records(), tmp_path / "a.png", "t")
-    assert plot_training(given, tmp_path / "b.png", "t")
+    assert plot_training(lines, tmp_path / "b.png", "t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert not plot_training(given[:2], tmp_path / "c.png", "t")
+    assert not plot_training(lines[:2], tmp_path / "c.png", "t")
 
 
 @pytest.mark.parametrize(

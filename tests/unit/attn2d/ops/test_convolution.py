@@ -56,13 +56,13 @@ def test_convolution_of_strided_tensors(backend):
     every_other = torch.stack((x, x), dim=3).flatten(3)[..., :16].transpose(1, 2).contiguous().transpose(1, 2)
     assert not strided_x.is_contiguous()
     assert not every_other.is_contiguous()
-    for given in (strided_x, every_other):
-        given, w = leaf(given), leaf(strided_weight)
-        plain, plain_w = leaf(given.contiguous()), leaf(weight)
+    for x in (strided_x, every_other):
+        x, w = leaf(x), leaf(strided_weight)
+        plain, plain_w = leaf(x.contiguous()), leaf(weight)
         # An expanded gradient, as sum() sends it, has no strides at all.
-        ops.causal_depthwise_conv(given, w, top=1, backend=backend).sum().backward()
+        ops.causal_depthwise_conv(x, w, top=1, backend=backend).sum().backward()
         ops.causal_depthwise_conv(plain, plain_w, top=1, backend=backend).sum().backward()
-        assert_close(given.grad, plain.grad, 1e-6)
+        assert_close(x.grad, plain.grad, 1e-6)
         assert_close(w.grad, plain_w.grad, 1e-6)
 
 

@@ -48,11 +48,11 @@ def test_opcheck(native):
         ],
     }
     for name, arguments in calls.items():
-        for given in arguments:
+        for tensors in arguments:
             # The operators that compute gradients have none themselves, and nothing to trace; decoding needs none.
             untraced = name.endswith(("grad", "row"))
             checks = ("test_schema", "test_faketensor") if untraced else OPCHECKS
-            torch.library.opcheck(getattr(library, name).default, given, test_utils=checks)
+            torch.library.opcheck(getattr(library, name).default, tensors, test_utils=checks)
 
 
 def test_native_refuses_shapes_that_do_not_fit(native):

@@ -44,7 +44,7 @@ def test_corpus_defaults(tmp_path: Path) -> None:
 
 
 def test_a_corpus_like_one_of_another_preparation() -> None:
-    """It has the other's text, and of its settings of sub-words and cleaning none, which have other keys."""
+    """It has the other's text, and no settings of segmentation and cleaning, which have other keys."""
     _, plain = load_corpus("iwslt14.de-en")
     _, paper = load_corpus("iwslt14.de-en.paper")
     changed = {key for key in type(plain).model_fields if getattr(plain, key) != getattr(paper, key)}

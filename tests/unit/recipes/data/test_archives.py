@@ -57,7 +57,7 @@ PACKED = {
     "a.tgz": tar(FILES),
     "a.tar": tar(FILES, "w"),
     "a.zip": zipped(FILES),
-    "no ending": tar(FILES),  # the content tells, not the name
+    "no ending": tar(FILES),  # the content decides, not the name
 }
 
 
@@ -106,7 +106,7 @@ def test_cut_off_anywhere_an_archive_is_refused(tmp_path: Path, name: str) -> No
 
 
 def test_one_wrong_bit_is_seen(tmp_path: Path) -> None:
-    """Noise does not shrink: a wrong bit of the archive is a wrong bit of the text, which only the checksum tells."""
+    """Noise does not shrink: a wrong bit of the archive is a wrong bit of the text, which only the checksum reveals."""
     noise = random.Random(3).randbytes(30_000)
     for name, whole in (("a.tgz", tar({"x.de": noise})), ("a.zip", zipped({"x.de": noise}))):
         for place in range(2000, len(whole) - 2000, 4999):

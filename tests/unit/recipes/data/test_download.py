@@ -125,8 +125,8 @@ def test_all_had_come_but_the_rename(server: Server, tmp_path: Path) -> None:
 
 def test_a_wrong_sum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.plan = ["other"]
-    found = hashlib.sha256(CONTENT[::-1]).hexdigest()
-    with pytest.raises(UserError, match=f"what came has the SHA-256 {found}, but {SUM} was expected; try again later"):
+    digest = hashlib.sha256(CONTENT[::-1]).hexdigest()
+    with pytest.raises(UserError, match=f"what came has the SHA-256 {digest}, but {SUM} was expected; try again later"):
         download(address(server), tmp_path / "new" / "a", SUM)
     assert list(tmp_path.iterdir()) == []
 

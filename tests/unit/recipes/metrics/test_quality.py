@@ -38,10 +38,10 @@ def test_the_scores_are_those_of_sacrebleus_command(tmp_path: Path) -> None:
     (tmp_path / "hyp").write_text("\n".join(HYPOTHESES) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp"), "-m",
                "bleu", "chrf", "ter", "-w", "6", "-f", "text"]  # fmt: skip
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     scores = quality.score(HYPOTHESES, REFERENCES, "en")
-    assert len(told) == 3
-    for line, name in zip(told, quality.METRICS, strict=True):
+    assert len(printed) == 3
+    for line, name in zip(printed, quality.METRICS, strict=True):
         head, value = line.split(" = ")[:2]
         assert value.split()[0] == f"{scores[name].score:.6f}"
         assert head.split("|", 1)[1] == scores[name].signature

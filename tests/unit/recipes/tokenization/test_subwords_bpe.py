@@ -27,8 +27,8 @@ def lines(seed: int, count: int) -> list[str]:
 def subword_nmt(folder: Path, command: str, *arguments: str, text: list[str]) -> str:
     """What subword-nmt's COMMAND writes for `text`."""
     call = [sys.executable, "-X", "utf8", "-m", f"subword_nmt.{command}", *arguments]
-    given = "".join(f"{line}\n" for line in text)
-    return subprocess.run(call, cwd=folder, input=given, check=True, capture_output=True, encoding="utf-8").stdout
+    content = "".join(f"{line}\n" for line in text)
+    return subprocess.run(call, cwd=folder, input=content, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 @pytest.fixture(scope="module")

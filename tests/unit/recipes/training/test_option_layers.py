@@ -70,5 +70,5 @@ def test_options_from_the_command_line() -> None:
 
 
 def test_options_to_arguments() -> None:
-    given = {"lr": 0.1, "bf16": True, "fp16": False, "amp": None, "clip-norm": -1, "betas": "(0.9, 1)"}
-    assert fairseq_options.to_arguments(given) == ["--lr", "0.1", "--bf16", "--clip-norm=-1", "--betas", "(0.9, 1)"]
+    options = {"lr": 0.1, "bf16": True, "fp16": False, "amp": None, "clip-norm": -1, "betas": "(0.9, 1)"}
+    assert fairseq_options.to_arguments(options) == ["--lr", "0.1", "--bf16", "--clip-norm=-1", "--betas", "(0.9, 1)"]
