@@ -662,7 +662,7 @@ WRONG: dict[str, tuple[Spoil, list[str], list[str]]] = {
         [*FILES, "--from", "text/dev.de"],
         ["--from text/dev.de: is a file", "give"],
     ),
-    "empty folder name": (nothing, [*FILES, "--from", ""], ["--from: must name a folder", "--help"]),
+    "empty folder name": (nothing, [*FILES, "--from", ""], ["--from must name a folder", "--help"]),
     "missing file": (
         lambda w: (w / "text/dev.en").unlink(),
         TEXT,
