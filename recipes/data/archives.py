@@ -38,7 +38,7 @@ def read_members(source: Path | Member, wanted: Wanted) -> tuple[dict[str, Membe
     Raises a UserError for an archive that is damaged or unsafe, or that has two files of a wanted name.
     """
     origin = source.origin if isinstance(source, Member) else str(source)
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     names: list[str] = []
     try:
         for name, read in _entries(source, origin):
@@ -46,11 +46,11 @@ def read_members(source: Path | Member, wanted: Wanted) -> tuple[dict[str, Membe
             base = name.rsplit("/", 1)[-1]
             if not wanted(base):
                 continue
-            if base in found:
+            if base in members:
                 raise UserError(
-                    f"{origin}: contains {base} twice ({found[base].origin} and {name}); remove one of them"
+                    f"{origin}: contains {base} twice ({members[base].origin} and {name}); remove one of them"
                 )
-            found[base] = Member(f"{origin}/{name}", read())
+            members[base] = Member(f"{origin}/{name}", read())
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{origin}: is cut off or damaged ({_reason(error)}); copy or download it again") from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile: a method it does not know, a password
@@ -58,7 +58,7 @@ def read_members(source: Path | Member, wanted: Wanted) -> tuple[dict[str, Membe
     except OSError as error:
         where = error.filename or origin
         raise UserError(f"{where}: cannot be read ({error.strerror or error}); give a readable file") from None
-    return found, names
+    return members, names
 
 
 def folder_files(folder: Path, wanted: Wanted) -> list[Path]:

@@ -64,13 +64,13 @@ def write_alignments(
     """alignment-1.png, ... and alignments.jsonl of the sentences `pictured`, for a model that has alignments."""
     lines: list[str] = []
     for index in pictured:
-        found = alignment(translator, sources[index], translations[index])
-        if found is None:
+        aligned = alignment(translator, sources[index], translations[index])
+        if aligned is None:
             continue
         path = folder / f"alignment-{len(lines) + 1}.png"
-        plot_alignment(found.source, found.target, found.weights, path, f"sentence {index + 1}")
-        weights = [[round(float(weight), 4) for weight in row] for row in found.weights]
-        trace = SentenceAlignment(number=index + 1, source=found.source, target=found.target, weights=weights)
+        plot_alignment(aligned.source, aligned.target, aligned.weights, path, f"sentence {index + 1}")
+        weights = [[round(float(weight), 4) for weight in row] for row in aligned.weights]
+        trace = SentenceAlignment(number=index + 1, source=aligned.source, target=aligned.target, weights=weights)
         lines.append(trace.line())
     if lines:
         write_lines(folder / decoding_traces.ALIGNMENTS_FILE, lines)

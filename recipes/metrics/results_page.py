@@ -63,15 +63,15 @@ def _section(heading: str, model: type[BaseModel], left_out: set[str]) -> list[s
 
 def _blocks() -> list[type[results.Block]]:
     """The blocks that the results contain, in the order in which they occur."""
-    found: dict[type[results.Block], None] = {}
+    blocks: dict[type[results.Block], None] = {}
     waiting: list[type[BaseModel]] = [results.Scores, results.TranslationScores, results.LanguageModelScores]
     while waiting:
         for field in waiting.pop(0).model_fields.values():
             for block in _blocks_in(field.annotation):
-                if block not in found:
-                    found[block] = None
+                if block not in blocks:
+                    blocks[block] = None
                     waiting.append(block)
-    return list(found)
+    return list(blocks)
 
 
 def _blocks_in(annotation: Any) -> Iterator[type[results.Block]]:

@@ -13,7 +13,7 @@ from fairseq_compat import checkpoints, resuming
 from fairseq_compat.checkpoints import CheckpointError
 from tests.support.command_lines import TINY, Command, run, start
 
-# 13 updates an epoch, a checkpoint every 4: updates 8 and 20 are in mid-epoch.
+# 13 updates per epoch, a checkpoint every 4: updates 8 and 20 are in mid-epoch.
 EPOCHS = ["--max-epoch", 2, "--save-interval-updates", 4, "--patience", 50]
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 12}']
 

@@ -57,8 +57,8 @@ def lines(data: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module", params=["confidence", "halting"])
 def for_all(request: pytest.FixtureRequest, depth: Path, data: Path) -> Trials:
-    found = loaded(depth, data)
-    return Trials(found, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
+    model = loaded(depth, data)
+    return Trials(model, lines(data, "de"), lines(data, "en"), SEARCH, policy=request.param, language="en")
 
 
 @pytest.fixture
@@ -94,12 +94,12 @@ def test_teacher_forcing_is_a_plain_loop_over_the_models_forward(trials: Trials,
             differ = [int(a != b) for a, b in zip(ours[0].argmax(-1), theirs[0].argmax(-1), strict=True)]
             shares.append(sum(differ) / len(differ))
             exits += extra["exits"][0].tolist()
-        found = trials.forced(threshold)
-        assert found.losses is not None
-        assert found.losses.tolist() == pytest.approx(shares)
-        assert found.disagreement == pytest.approx(sum(shares) / len(shares))
-        assert found.forced_exit == pytest.approx(sum(exits) / len(exits))
-        seen.add(found.forced_exit)
+        trial = trials.forced(threshold)
+        assert trial.losses is not None
+        assert trial.losses.tolist() == pytest.approx(shares)
+        assert trial.disagreement == pytest.approx(sum(shares) / len(shares))
+        assert trial.forced_exit == pytest.approx(sum(exits) / len(exits))
+        seen.add(trial.forced_exit)
     assert len(seen) > 2
     assert trials.forced(1.0).losses.sum() == 0  # type: ignore[union-attr]
     assert trials.forced(1.0).forced_exit == 3
@@ -132,9 +132,9 @@ def test_what_is_observed_is_what_each_exit_alone_would_say(trials: Trials, dept
     assert wrong.any()
     assert not wrong.all()
     # A first token sees no copied states: there the policy must do what the scores say.
-    given = (0.45, 0.2)
-    _, exits = trials._forced(given)
-    expected = calibration.exits_at(scores[:, begins], torch.tensor(given)[:, None])
+    thresholds = (0.45, 0.2)
+    _, exits = trials._forced(thresholds)
+    expected = calibration.exits_at(scores[:, begins], torch.tensor(thresholds)[:, None])
     assert [int(exit[0]) for exit in exits] == expected.tolist()
     assert len(set(expected.tolist())) > 1
 
@@ -152,10 +152,10 @@ def test_temperatures_make_the_references_likely(depth: Path, data: Path, monkey
 
     monkeypatch.setattr(calibration, "slope_and_curvature", without_graph)
     trials.fit_temperatures()
-    found = fitted(trials)
-    assert all(exit_trials.COOLEST < temperature < exit_trials.HOTTEST for temperature in found)
-    assert len(set(found)) > 1
-    for n, temperature in enumerate(found, start=1):
+    temperatures = fitted(trials)
+    assert all(exit_trials.COOLEST < temperature < exit_trials.HOTTEST for temperature in temperatures)
+    assert len(set(temperatures)) > 1
+    for n, temperature in enumerate(temperatures, start=1):
         model = loaded(depth, data, trained=True, exit_policy="fixed", exit_layer=n).model
         loss = dict.fromkeys((temperature / 1.02, temperature, temperature * 1.02), 0.0)
         for source, reference in zip(trials.sources, trials.references, strict=True):
@@ -175,14 +175,14 @@ def test_a_model_that_knows_nothing_has_the_highest_temperatures(trials: Trials)
 
 
 def test_decoding_is_that_of_the_override(trials: Trials, depth: Path, data: Path) -> None:
-    found = trials.decoded(0.3)
+    trial = trials.decoded(0.3)
     translator = loaded(depth, data, exit_policy=trials.policy, exit_threshold=0.3)
     translations, _ = translator.translate(trials.sources, SEARCH)
     exits = forced_decoding.exits(translator, trials.sources, translations, 40)
     assert exits is not None
     flat = [exit for sentence in exits for exit in sentence]
-    assert found.exit == pytest.approx(sum(flat) / len(flat), abs=1e-4)
-    assert found.exit < 3
+    assert trial.exit == pytest.approx(sum(flat) / len(flat), abs=1e-4)
+    assert trial.exit < 3
     expected, _ = loaded(depth, data).translate(trials.sources, SEARCH)
     assert [t.text for t in trials.translations] == [t.text for t in expected]
 
@@ -208,34 +208,34 @@ def test_the_exits_that_are_told_are_those_of_the_search(policy: str, depth: Pat
 @pytest.mark.parametrize("wanted", [1.0, 2.0, 3.0])
 def test_the_mean_exit_is_the_wanted_one(wanted: float, trials: Trials) -> None:
     threshold = threshold_search.for_mean_exit(trials, wanted, 100)
-    found = trials.decoded(threshold).exit
-    assert found is not None
-    assert found <= wanted
+    mean_exit = trials.decoded(threshold).exit
+    assert mean_exit is not None
+    assert mean_exit <= wanted
     above = trials.decoded(round(threshold + 0.01, 6)).exit if threshold < 1 else math.inf
     assert above is not None
-    assert found >= wanted - threshold_search.CLOSE or above > wanted
+    assert mean_exit >= wanted - threshold_search.CLOSE or above > wanted
 
 
 @pytest.mark.parametrize("wanted", [1.0, 1.6, 2.5])
 def test_the_mean_exit_with_a_threshold_for_each_block_is_the_wanted_one(wanted: float, trials: Trials) -> None:
     dial = threshold_search.one_per_block(trials, 20)
     assert dial(0) == (0.0, 0.0)
-    found = threshold_search.for_mean_exit(trials, wanted, 20, dial)
-    assert isinstance(found, tuple)
-    exit = trials.decoded(found).exit
+    chosen = threshold_search.for_mean_exit(trials, wanted, 20, dial)
+    assert isinstance(chosen, tuple)
+    exit = trials.decoded(chosen).exit
     assert exit is not None
     assert exit <= wanted
-    position = max(n for n in range(21) if dial(n) == found)
+    position = max(n for n in range(21) if dial(n) == chosen)
     above = trials.decoded(dial(position + 1)).exit if position < 20 else math.inf
     assert above is not None
     assert exit >= wanted - threshold_search.CLOSE or above > wanted
 
 
 def test_bleu_is_walked_down_to_the_first_failure(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {None: 30.0, 0.8: 29.9, 0.6: 31.0, 0.4: 29.0, 0.2: 28.9, 0.0: 30.0}
+    bleu_of = {None: 30.0, 0.8: 29.9, 0.6: 31.0, 0.4: 29.0, 0.2: 28.9, 0.0: 30.0}
 
     def decoded(threshold: float | None) -> Trial:
-        return Trial(threshold, bleu=Score(score=given[threshold], signature=""))
+        return Trial(threshold, bleu=Score(score=bleu_of[threshold], signature=""))
 
     monkeypatch.setattr(trials, "decoded", decoded)
     monkeypatch.setattr(trials, "full", decoded(None))
@@ -270,21 +270,21 @@ def call(depth: Path, data: Path) -> list[object]:
 
 
 def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path, tmp_path: Path) -> None:
-    """The last line decodes with what was found: the mean exit of the evaluation is the one that is told."""
+    """The last line decodes with what was found: the mean exit of the evaluation is the one that is reported."""
     done = recipe("calibrate", *call(depth, data), "--mean-exit", 2, "--beam", 2, "--override", "exit_copies=eager")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = depth / "runs/toy/depth"
-    found = json.loads((folder / "calibration-confidence-mean-exit-2-beam-2-exit_copies=eager.json").read_text())
-    (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
+    record = json.loads((folder / "calibration-confidence-mean-exit-2-beam-2-exit_copies=eager.json").read_text())
+    (row,) = [row for row in record["rows"] if row["threshold"] == record["threshold"]]
     assert row["mean_exit"] <= 2
-    assert found["wanted"] == {"mean_exit": 2.0}
-    assert (found["split"], found["sentences"], found["search"]["beam"]) == ("valid", 20, 2)
-    assert found["commit"] == provenance.commit()
+    assert record["wanted"] == {"mean_exit": 2.0}
+    assert (record["split"], record["sentences"], record["search"]["beam"]) == ("valid", 20, 2)
+    assert record["commit"] == provenance.commit()
     last = done.stdout.splitlines()[-1]
-    assert last == found["evaluate"]
+    assert last == record["evaluate"]
     script, *words = shlex.split(last)
     assert script == "recipes/evaluate.sh"
-    assert words[-2:] == ["--override", f"exit_threshold={found['threshold']:g}"]
+    assert words[-2:] == ["--override", f"exit_threshold={record['threshold']:g}"]
     scored = recipe("evaluate", *words, "--split", "valid", "--pictures", 0, "--output", tmp_path / "scored")
     assert scored.returncode == 0, scored.stdout + scored.stderr
     scores = json.loads((tmp_path / "scored/scores.json").read_text())
@@ -294,7 +294,7 @@ def test_from_a_checkpoint_to_the_call_of_the_evaluation(depth: Path, data: Path
     (line,) = [line for line in done.stdout.splitlines() if line.endswith("< chosen")]
     counts = " ".join(str(row["tokens_by_exit"].get(str(n), 0)) for n in (1, 2, 3))
     assert f" {row['mflops_per_token']:.2f}  {counts} " in line
-    assert scores["bleu"] == {"score": row["bleu"], "signature": found["bleu_signature"]}
+    assert scores["bleu"] == {"score": row["bleu"], "signature": record["bleu_signature"]}
     assert scores["beam"] == 2
 
 
@@ -315,9 +315,9 @@ def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path)
         assert done.returncode == 0, done.stdout + done.stderr
     assert calibrate.main([*call, "--bleu-loss", "100", "--steps", "1", "--beam", "1"]) == 0
     (path,) = (tmp_path / "runs/paper/depth").glob("calibration-*.json")
-    found = json.loads(path.read_text())
+    record = json.loads(path.read_text())
     words = [
-        *shlex.split(found["evaluate"])[1:],
+        *shlex.split(record["evaluate"])[1:],
         "--split",
         "valid",
         "--pictures",
@@ -328,7 +328,7 @@ def test_a_corpus_prepared_as_in_papers(depth: Path, data: Path, tmp_path: Path)
     assert evaluate.main(words) == 0
     scores = json.loads((tmp_path / "scored/scores.json").read_text())
     assert "case:lc" in scores["bleu"]["signature"]
-    assert scores["bleu"] == {"score": found["rows"][-1]["bleu"], "signature": found["bleu_signature"]}
+    assert scores["bleu"] == {"score": record["rows"][-1]["bleu"], "signature": record["bleu_signature"]}
     assert scores["bleu"]["score"] > 0
 
 
@@ -349,34 +349,34 @@ def test_another_question_has_another_file() -> None:
 def test_a_guarantee_with_resplits(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--disagreement", "0.5", "--level", "0.2", "--resplits", "200", "--steps", "5", "--policy", "halting"]
     assert calibrated(depth, data, *more) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     path = depth / "runs/toy/depth/calibration-halting-disagreement-0.5-level-0.2-steps-5.json"
-    found = json.loads(path.read_text())
-    assert found["resplits"]["count"] == 200
-    assert found["guarantee"] in told
-    assert "over the draw of these 20 sentences" in found["guarantee"]
-    assert "Chosen on 200 random halves of 10 sentences" in told
-    wanted = "exit_policy=full" if found["threshold"] is None else f"exit_threshold={found['threshold']:g}"
-    assert told.splitlines()[-1].endswith(wanted)
+    record = json.loads(path.read_text())
+    assert record["resplits"]["count"] == 200
+    assert record["guarantee"] in printed
+    assert "over the draw of these 20 sentences" in record["guarantee"]
+    assert "Chosen on 200 random halves of 10 sentences" in printed
+    wanted = "exit_policy=full" if record["threshold"] is None else f"exit_threshold={record['threshold']:g}"
+    assert printed.splitlines()[-1].endswith(wanted)
 
 
 def test_a_threshold_for_each_block(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(depth, data, "--per-exit", "--mean-exit", "2", "--steps", "8", "--beam", "1") == 0
-    told = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2-steps-8-beam-1.json"
-    found = json.loads(path.read_text())
-    assert len(found["threshold"]) == 2
-    (row,) = [row for row in found["rows"] if row["threshold"] == found["threshold"]]
+    record = json.loads(path.read_text())
+    assert len(record["threshold"]) == 2
+    (row,) = [row for row in record["rows"] if row["threshold"] == record["threshold"]]
     assert row["mean_exit"] <= 2
-    given = ",".join(f"{x:g}" for x in found["threshold"])
-    assert len(found["temperature"].split(",")) == 3
+    thresholds = ",".join(f"{x:g}" for x in record["threshold"])
+    assert len(record["temperature"].split(",")) == 3
     overrides = [
-        f"exit_policy=confidence --override exit_threshold={given}",
-        f"exit_temperature={found['temperature']}",
+        f"exit_policy=confidence --override exit_threshold={thresholds}",
+        f"exit_temperature={record['temperature']}",
     ]
-    assert told[-1].endswith(" --override " + " --override ".join(overrides))
-    (line,) = [line for line in told if line.endswith("< chosen")]
-    assert line.startswith(given + " ")
+    assert printed[-1].endswith(" --override " + " --override ".join(overrides))
+    (line,) = [line for line in printed if line.endswith("< chosen")]
+    assert line.startswith(thresholds + " ")
 
 
 def test_no_temperatures_are_given_by_null(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,22 +391,22 @@ def test_no_temperatures_are_given_by_null(depth: Path, data: Path, capsys: pyte
 def test_temperatures_that_are_given_stay(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--per-exit", "--mean-exit", "2", "--steps", "4", "--beam", "1", "--override", "exit_temperature=1"]
     assert calibrated(depth, data, *more) == 0
-    told = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     path = depth / "runs/toy/depth/calibration-confidence-per-exit-mean-exit-2-steps-4-beam-1-exit_temperature=1.json"
     assert json.loads(path.read_text())["temperature"] == 1
-    assert told[-1].count("exit_temperature=1") == 1
+    assert printed[-1].count("exit_temperature=1") == 1
 
 
 def test_any_loss_of_bleu_is_the_first_exit(depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(depth, data, "--bleu-loss", "100", "--steps", "2", "--beam", "1", "--split", "test") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     path = depth / "runs/toy/depth/calibration-confidence-bleu-loss-100-steps-2-test-beam-1.json"
-    found = json.loads(path.read_text())
-    assert found["threshold"] == 0
-    assert [row["threshold"] for row in found["rows"]] == [None, 0.5, 0.0]
-    assert [row["mean_exit"] for row in found["rows"]][::2] == [3, 1]
-    assert re.search(r"^0 +1\.00 .* < chosen$", told, flags=re.M)
-    assert told.splitlines()[-1].endswith("--override exit_policy=confidence --override exit_threshold=0")
+    record = json.loads(path.read_text())
+    assert record["threshold"] == 0
+    assert [row["threshold"] for row in record["rows"]] == [None, 0.5, 0.0]
+    assert [row["mean_exit"] for row in record["rows"]][::2] == [3, 1]
+    assert re.search(r"^0 +1\.00 .* < chosen$", printed, flags=re.M)
+    assert printed.splitlines()[-1].endswith("--override exit_policy=confidence --override exit_threshold=0")
 
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
@@ -439,9 +439,9 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls_are_refused(case: str, depth: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given, expected = WRONG[case]
+    arguments, expected = WRONG[case]
     before = sorted((depth / "runs/toy/depth").glob("*calibration*"))
-    message = refusal(lambda: calibrate.main([*map(str, call(depth, data)), *given]), capsys)
+    message = refusal(lambda: calibrate.main([*map(str, call(depth, data)), *arguments]), capsys)
     for word in expected:
         assert word in message
     assert sorted((depth / "runs/toy/depth").glob("*calibration*")) == before

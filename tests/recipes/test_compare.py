@@ -62,40 +62,40 @@ def test_paired_tests_are_those_of_sacrebleus_command(test: str, three: list[Pat
     printed = [line for line in sacrebleu(*call, *fewer, "-f", "latex").splitlines() if "hypotheses.txt &" in line]
     ours = [] if test == "bs" else ["--paired-ar", "--samples", 500]
     assert compared(*three, *ours, "--output", tmp_path / "found") == 0
-    found = json.loads((tmp_path / "found/comparison.json").read_text())
+    comparison = json.loads((tmp_path / "found/comparison.json").read_text())
     for position, line in enumerate(printed):
         expected = []
         for name in quality.METRICS:
-            its = found["tests"][name]["systems"][position]
-            given = ("score",) if test == "ar" else ("score", "mean", "ci")
-            expected += [f"{its[key]:.14f}" for key in given]
+            its = comparison["tests"][name]["systems"][position]
+            keys = ("score",) if test == "ar" else ("score", "mean", "ci")
+            expected += [f"{its[key]:.14f}" for key in keys]
             expected += [] if its["p_value"] is None else [f"{its['p_value']:.4f}"]
             assert its["ci"] > 0
         assert numbers(line.partition("&")[2]) == expected
     assert len(printed) == 3
     for name in quality.METRICS:
-        told = found["tests"][name]["signature"].split("|")
-        assert {f"{test}:{found['samples']}", "seed:12345"} <= set(told)
-    p_values = [system["p_value"] for system in found["tests"]["bleu"]["systems"]]
+        signature = comparison["tests"][name]["signature"].split("|")
+        assert {f"{test}:{comparison['samples']}", "seed:12345"} <= set(signature)
+    p_values = [system["p_value"] for system in comparison["tests"]["bleu"]["systems"]]
     assert p_values[0] is None
     assert p_values[1] > 0.05 > p_values[2]
 
 
 def test_tests_of_tokens_are_those_of_sacrebleus_command(three: list[Path], tmp_path: Path) -> None:
     """BLEU of tokens, without another tokenisation."""
-    told = sentences.read(three[0] / "evaluation", 40)
-    (tmp_path / "references").write_text("".join(f"{s.reference_tokens}\n" for s in told), encoding="utf-8")
+    stored = sentences.read(three[0] / "evaluation", 40)
+    (tmp_path / "references").write_text("".join(f"{s.reference_tokens}\n" for s in stored), encoding="utf-8")
     call = [tmp_path / "references", "-i", *(run / "evaluation/tokens.txt" for run in three[::2]), "-m", "bleu"]
     printed = sacrebleu(*call, "-tok", "none", "--force", "--paired-bs", "-f", "latex")
     lines = [line for line in printed.splitlines() if "tokens.txt &" in line]
     assert compared(*three[::2], "--output", tmp_path / "found") == 0
-    found = json.loads((tmp_path / "found/comparison.json").read_text())["tests"]
-    for line, its in zip(lines, found["tokenised_bleu"]["systems"], strict=True):
+    comparison = json.loads((tmp_path / "found/comparison.json").read_text())["tests"]
+    for line, its in zip(lines, comparison["tokenised_bleu"]["systems"], strict=True):
         expected = [f"{its[key]:.14f}" for key in ("score", "mean", "ci")]
         expected += [] if its["p_value"] is None else [f"{its['p_value']:.4f}"]
         assert numbers(line.partition("&")[2]) == expected
-    assert "|tok:none|" in found["tokenised_bleu"]["signature"]
-    assert found["tokenised_bleu"]["systems"] != found["bleu"]["systems"]
+    assert "|tok:none|" in comparison["tokenised_bleu"]["signature"]
+    assert comparison["tokenised_bleu"]["systems"] != comparison["bleu"]["systems"]
 
 
 def test_intervals_are_those_of_sacrebleus_command(three: list[Path], tmp_path: Path) -> None:
@@ -112,18 +112,18 @@ def test_intervals_are_those_of_sacrebleus_command(three: list[Path], tmp_path: 
 
 @pytest.mark.parametrize("test", [[], ["--paired-ar"]])
 def test_the_same_translations_do_not_differ(test: list[str], three: list[Path], tmp_path: Path) -> None:
-    """p is 1, and not the smallest that so many samples can give; what they were decoded with is told."""
+    """p is 1, and not the smallest that so many samples can give; what settings they were decoded with is reported."""
     shutil.copytree(three[0], tmp_path / "again")
     edit(tmp_path / "again/evaluation/scores.json", lambda s: {**s, "overrides": {"exit_policy": "fixed"}})
     assert (
         compared(three[0], tmp_path / "again", three[2], *test, "--samples", 200, "--output", tmp_path / "found") == 0
     )
-    found = json.loads((tmp_path / "found/comparison.json").read_text())
-    for told in found["tests"].values():
-        first, same, worse = (system["p_value"] for system in told["systems"])
+    comparison = json.loads((tmp_path / "found/comparison.json").read_text())
+    for test in comparison["tests"].values():
+        first, same, worse = (system["p_value"] for system in test["systems"])
         assert (first, same) == (None, 1.0)
         assert worse < 0.1
-    assert [system["overrides"] for system in found["systems"]] == [{}, {"exit_policy": "fixed"}, {}]
+    assert [system["overrides"] for system in comparison["systems"]] == [{}, {"exit_policy": "fixed"}, {}]
     assert (tmp_path / "found/comparison.md").read_text().count("; exit_policy=fixed |") == 1
 
 
@@ -134,40 +134,40 @@ def test_another_seed_draws_others_and_leaves_the_environment(
     means = []
     for seed in ([], ["--seed", 5], ["--seed", 5]):
         assert compared(*three[:2], "--samples", 100, *seed, "--output", tmp_path / "found") == 0
-        found = json.loads((tmp_path / "found/comparison.json").read_text())
-        means.append(found["tests"]["bleu"]["systems"][1]["mean"])
+        comparison = json.loads((tmp_path / "found/comparison.json").read_text())
+        means.append(comparison["tests"]["bleu"]["systems"][1]["mean"])
     assert means[0] != means[1] == means[2]
     assert os.environ["SACREBLEU_SEED"] == "7"
 
 
 def test_sentence_scores_are_those_of_sacrebleus_command(three: list[Path]) -> None:
     folder = three[0] / "evaluation"
-    told = sentences.read(folder, 40)
+    stored = sentences.read(folder, 40)
     for metric in ("bleu", "chrf"):
         call = [folder / "references.txt", "-i", folder / "hypotheses.txt", "-m", metric, "-sl", "-b"]
         printed = sacrebleu(*call).split()
-        assert printed == [f"{getattr(sentence, metric):.14f}" for sentence in told]
-    assert len({sentence.bleu for sentence in told}) > 25
+        assert printed == [f"{getattr(sentence, metric):.14f}" for sentence in stored]
+    assert len({sentence.bleu for sentence in stored}) > 25
 
 
 def test_parts_are_scored_as_corpora(three: list[Path], tmp_path: Path) -> None:
     """By length and by document every sentence is in one part; each is scored as a text of its own."""
     assert compared(*three, "--samples", 100, "--output", tmp_path / "found") == 0
-    found = json.loads((tmp_path / "found/comparison.json").read_text())
+    comparison = json.loads((tmp_path / "found/comparison.json").read_text())
     system = comparing.open_system(three[2])
     for key, of in (
         ("by_document", lambda s: s.document),
         ("by_length", lambda s: min((len(s.source.split()) - 1) // 10, 5)),
     ):
-        rows = found[key]
+        rows = comparison[key]
         assert sum(row["sentences"] for row in rows) == 40
         kinds = list(dict.fromkeys(of(s) for s in system.sentences))
         for row, kind in zip(rows, kinds if key == "by_document" else sorted(kinds), strict=True):
             chosen = [s for s in system.sentences if of(s) == kind]
             expected = BLEU().corpus_score([s.hypothesis for s in chosen], [[s.reference for s in chosen]])
             assert (row["sentences"], row["bleu"][2]) == (len(chosen), expected.score)
-    assert [row["part"] for row in found["by_document"]] == ["7", "12", "3"]
-    assert [row["part"] for row in found["by_length"]][:2] == ["up to 10", "11 to 20"]
+    assert [row["part"] for row in comparison["by_document"]] == ["7", "12", "3"]
+    assert [row["part"] for row in comparison["by_length"]][:2] == ["up to 10", "11 to 20"]
 
 
 @pytest.mark.parametrize(("text", "language", "expected"), [
@@ -365,16 +365,16 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no such folder": (["{0}", "nowhere"], ["nowhere: no such folder"]),
     "too few samples": (["{0}", "{1}", "--samples", "1"], ["--samples must be a whole number from 100"]),
     "seed of zero": (["{0}", "{1}", "--seed", "0"], ["--seed must be a whole number from 1"]),
-    "output holds other things": (["{0}", "{1}", "--output", "{0}/evaluation"], ["--output", "hypotheses.txt"]),
+    "output with unexpected files": (["{0}", "{1}", "--output", "{0}/evaluation"], ["--output", "hypotheses.txt"]),
     "output is a file": (["{0}", "{1}", "--output", "{0}/evaluation/scores.json"], ["a file is in the way"]),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls_are_refused(case: str, three: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    given, words = WRONG[case]
+    arguments, words = WRONG[case]
     before = files(three[0].parent)
-    message = refusal(lambda: compared(*[word.format(*three) for word in given]), capsys)
+    message = refusal(lambda: compared(*[word.format(*three) for word in arguments]), capsys)
     for word in words:
         assert word in message
     assert files(three[0].parent) == before
@@ -383,9 +383,9 @@ def test_wrong_calls_are_refused(case: str, three: list[Path], capsys: pytest.Ca
 def test_the_help_has_no_doubled_percent_sign(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare.main(["--help"])
-    told = capsys.readouterr().out
-    assert "95% intervals" in " ".join(told.split())
-    assert "%%" not in told
+    printed = capsys.readouterr().out
+    assert "95% intervals" in " ".join(printed.split())
+    assert "%%" not in printed
 
 
 def test_a_folder_of_that_name_is_not_ours_to_delete(three: list[Path], tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_folder_of_that_name_is_not_ours_to_delete(three: list[Path], tmp_path
     (tmp_path / "runs/plain/comparison").mkdir()
     (tmp_path / "runs/plain/comparison/thesis.tex").write_text("years of work")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"comparison: holds other things .*thesis.tex"):
+    with pytest.raises(UserError, match=r"comparison: contains unexpected files .*thesis.tex"):
         compared(tmp_path / "runs/plain", tmp_path / "runs/alike")
     assert files(tmp_path) == before
 

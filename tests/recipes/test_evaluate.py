@@ -62,9 +62,9 @@ def test_an_evaluation_from_text_to_score(copied: Path, data: Path, mini: Path) 
                      "alignments.jsonl", *(f"alignment-{n}.png" for n in range(1, 5))}  # fmt: skip
     drawn = [json.loads(line) for line in (folder / "alignments.jsonl").read_text().splitlines()]
     assert len(drawn) == 4
-    for found in drawn:
-        assert len(found["weights"]) == len(found["target"])
-        assert [sum(row) for row in found["weights"]] == pytest.approx([1] * len(found["target"]), abs=1e-3)
+    for trace in drawn:
+        assert len(trace["weights"]) == len(trace["target"])
+        assert [sum(row) for row in trace["weights"]] == pytest.approx([1] * len(trace["target"]), abs=1e-3)
     hypotheses = selection.read_lines(folder / "hypotheses.txt")
     references = selection.read_lines(folder / "references.txt")
     assert (folder / "references.txt").read_bytes() == (data / "toy/text/test.en").read_bytes()
@@ -161,8 +161,8 @@ def test_overrides_may_be_written_as_for_fairseq() -> None:
 @pytest.mark.parametrize("value", [",".join(["0.25"] * 60), "é" * 200])
 def test_a_name_of_long_options_fits_a_file_system_and_is_its_own(value: str) -> None:
     def named(last: str) -> str:
-        given = ["toy", "mini", "--average", "2", "--override", f"exit_threshold={value}{last}"]
-        request = request_of(evaluate.parser().parse_args(given))
+        arguments = ["toy", "mini", "--average", "2", "--override", f"exit_threshold={value}{last}"]
+        request = request_of(evaluate.parser().parse_args(arguments))
         return request.output_name("evaluation", "valid")
 
     one, two = named(",0.5"), named(",0.6")
@@ -268,13 +268,13 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["--average", "--checkpoint"],
     ),
     "unknown checkpoint": (["toy", "{mini}", "--checkpoint", "worst"], ["--checkpoint", "worst"]),
-    "no tokens a batch": (["toy", "{mini}", "--max-tokens", "0"], ["--max-tokens", "from 1"]),
+    "no tokens per batch": (["toy", "{mini}", "--max-tokens", "0"], ["--max-tokens", "from 1"]),
     "huge length penalty": (["toy", "{mini}", "--lenpen", "1e9"], ["--lenpen"]),
     "length penalty of nan": (["toy", "{mini}", "--lenpen", "nan"], ["--lenpen"]),
     "negative pictures": (["toy", "{mini}", "--pictures", "-1"], ["--pictures"]),
     "never trained": (["toy", "transformer"], ["toy/transformer", "recipes/train.sh toy transformer"]),
     "output is a file": (["toy", "{mini}", "--output", "{mini}"], ["{mini}", "--output"]),
-    "output holds other things": (["toy", "{mini}", "--output", "{data}"], ["{data}", "--output"]),
+    "output with unexpected files": (["toy", "{mini}", "--output", "{data}"], ["{data}", "--output"]),
     "output is not writable": (["toy", "{mini}", "--output", "/proc/nowhere"], ["/proc", "--output"]),
 }
 
@@ -283,8 +283,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 def test_wrong_calls_are_refused(case: str, data: Path, finished: Path, mini: Path) -> None:
     arguments, words = WRONG[case]
     before = files(finished), files(data)
-    given = [argument.format(mini=mini, data=data) for argument in arguments]
-    done = recipe("evaluate", *given, "--data", data, "--runs", finished)
+    call = [argument.format(mini=mini, data=data) for argument in arguments]
+    done = recipe("evaluate", *call, "--data", data, "--runs", finished)
     refused(done, *[word.format(mini=mini, data=data) for word in words])
     assert (files(finished), files(data)) == before
 
@@ -355,7 +355,7 @@ def test_misaligned_texts_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_unreadable_search_options_name_the_model_file() -> None:
-    for given, message in (
+    for settings, message in (
         ({"beams": 3}, "unknown option beams"),
         ({"beam": 0}, "beam must be a whole number from 1"),
         ({"beam": 2.5}, "beam must be"),
@@ -363,15 +363,15 @@ def test_unreadable_search_options_name_the_model_file() -> None:
         ({"beam": True}, "beam must be"),
     ):
         with pytest.raises(UserError, match=f"some.yaml: .*{message}|some.yaml: {message}"):
-            search_options(given, "some.yaml")
+            search_options(settings, "some.yaml")
     assert search_options({"beam": "3", "lenpen": 1}, "x") == DEFAULTS | {"beam": 3, "lenpen": 1.0}
 
 
 # --- decoding ---------------------------------------------------------------------------------
 
 
-def options(**given: Any) -> dict[str, Any]:
-    return search_options({name.replace("_", "-"): value for name, value in given.items()}, "options")
+def options(**settings: Any) -> dict[str, Any]:
+    return search_options({name.replace("_", "-"): value for name, value in settings.items()}, "options")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 100])
@@ -381,14 +381,14 @@ def test_translations_do_not_depend_on_batches_nor_order(
     search = options(beam=3, max_len_a=1.5, max_len_b=5)
     expected, _ = translator.translate(sentences, search)
     assert len({t.text for t in expected}) > len(sentences) // 2
-    found, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
-    assert [t.text for t in found] == [t.text for t in expected][::-1]
-    assert [t.tokens for t in found] == [t.tokens for t in expected][::-1]
+    translated, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
+    assert [t.text for t in translated] == [t.text for t in expected][::-1]
+    assert [t.tokens for t in translated] == [t.tokens for t in expected][::-1]
 
 
 def test_translations_are_those_of_fairseqs_generator(translator: Translator, sentences: list[str]) -> None:
     """One sentence at a time through fairseq-interactive's own way of making a batch."""
-    found, statistics = translator.translate(sentences[:8], options(beam=3, max_len_b=30))
+    translated, statistics = translator.translate(sentences[:8], options(beam=3, max_len_b=30))
     task = translator.task
     invented = [word for word in task.target_dictionary.symbols if word.startswith("madeupword")]
     assert invented
@@ -398,7 +398,7 @@ def test_translations_are_those_of_fairseqs_generator(translator: Translator, se
         extra_gen_cls_kwargs={"tokens_to_suppress": invented},
     )
     total = 0
-    for sentence, translation in zip(sentences, found, strict=False):
+    for sentence, translation in zip(sentences, translated, strict=False):
         line = " ".join(translator.source.segment(sentence))
         tokens = task.source_dictionary.encode_line(line, add_if_not_exist=False, append_eos=True).long()
         dataset = task.build_dataset_for_inference([tokens], [tokens.numel()])
@@ -412,22 +412,22 @@ def test_translations_are_those_of_fairseqs_generator(translator: Translator, se
 
 def test_batches_are_of_similar_length_and_within_the_limit() -> None:
     lengths = [3, 9, 9, 1, 4, 4, 4, 20, 2]
-    found = list(batches(lengths, 12))
-    assert sorted(index for batch in found for index in batch) == list(range(9))
-    for batch in found:
+    grouped = list(batches(lengths, 12))
+    assert sorted(index for batch in grouped for index in batch) == list(range(9))
+    for batch in grouped:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 12
-    assert [lengths[i] for batch in found for i in batch] == sorted(lengths, reverse=True)
+    assert [lengths[i] for batch in grouped for i in batch] == sorted(lengths, reverse=True)
     assert list(batches([], 12)) == []
 
 
 def test_empty_unknown_and_overlong_sentences(translator: Translator, sentences: list[str]) -> None:
     plain, _ = translator.translate([sentences[0]], options(max_len_b=20))
     odd = ["", sentences[0], "   ", "日本 ??", "bake " * 3000]
-    found, statistics = translator.translate(odd, options(max_len_b=20))
-    assert [t.text for t in found][:3] == ["", plain[0].text, ""]
-    assert len(found) == 5
+    translated, statistics = translator.translate(odd, options(max_len_b=20))
+    assert [t.text for t in translated][:3] == ["", plain[0].text, ""]
+    assert len(translated) == 5
     assert statistics.truncated == 1
-    assert all("\n" not in t.text for t in found)
+    assert all("\n" not in t.text for t in translated)
 
 
 def test_progress_counts_every_sentence(translator: Translator, sentences: list[str]) -> None:
@@ -464,13 +464,13 @@ def test_pieces_are_joined_to_words() -> None:
 def test_alignments_are_distributions_over_words(translator: Translator, sentences: list[str]) -> None:
     translations, _ = translator.translate(sentences[:5], options(max_len_b=30))
     for sentence, translation in zip(sentences, translations, strict=False):
-        found = alignment(translator, sentence, translation)
-        assert found is not None
-        assert found.source == [*sentence.split(), "</s>"]
-        assert "".join(found.target) == translation.text.replace(" ", "")
-        assert found.weights.shape == (len(found.target), len(found.source))
-        assert (found.weights >= 0).all()
-        assert found.weights.sum(1) == pytest.approx(1, abs=1e-4)
+        aligned = alignment(translator, sentence, translation)
+        assert aligned is not None
+        assert aligned.source == [*sentence.split(), "</s>"]
+        assert "".join(aligned.target) == translation.text.replace(" ", "")
+        assert aligned.weights.shape == (len(aligned.target), len(aligned.source))
+        assert (aligned.weights >= 0).all()
+        assert aligned.weights.sum(1) == pytest.approx(1, abs=1e-4)
 
 
 class Aligner(torch.nn.Module):
@@ -491,13 +491,13 @@ def test_alignments_are_merged_to_words(translator: Translator) -> None:
     pieces = translator.source.segment(sentence)
     eos = torch.tensor([translator.task.target_dictionary.eos()])
     indices = torch.cat([torch.tensor([translator.task.target_dictionary.index(p) for p in pieces]), eos])
-    found = alignment(translator.with_model(Aligner()), sentence, Translation(sentence, pieces, indices, 0.0))
-    assert found is not None
-    assert found.target == ["bake", "lomi", "nura"]
+    aligned = alignment(translator.with_model(Aligner()), sentence, Translation(sentence, pieces, indices, 0.0))
+    assert aligned is not None
+    assert aligned.target == ["bake", "lomi", "nura"]
     starts = [start for _, start, _ in words(pieces)]
     # The first piece looks at the end of sentence, the second at the last piece, ...
-    assert found.weights[0, 3] == pytest.approx(1 / (starts[1] - starts[0]))
-    assert found.weights.sum(1) == pytest.approx(1)
+    assert aligned.weights[0, 3] == pytest.approx(1 / (starts[1] - starts[0]))
+    assert aligned.weights.sum(1) == pytest.approx(1)
 
 
 class Silent(torch.nn.Module):
@@ -527,8 +527,8 @@ def test_eight_threads_translate_with_one_model(translator: Translator, sentence
     def work(number: int) -> list[tuple[str, list[str], float, list[float]]]:
         mine = sentences[number:] + sentences[:number]
         translations, _ = translator.translate(mine, {**search, "max-tokens": 40 + number})
-        found = [alignment(translator, *pair) for pair in zip(mine, translations, strict=True)]
-        weights = [[] if each is None else each.weights.flatten().tolist() for each in found]
+        alignments = [alignment(translator, *pair) for pair in zip(mine, translations, strict=True)]
+        weights = [[] if each is None else each.weights.flatten().tolist() for each in alignments]
         return [(t.text, t.tokens, t.score, w) for t, w in zip(translations, weights, strict=True)]
 
     expected = [work(number) for number in range(8)]
@@ -586,13 +586,13 @@ def test_pictured_sentences_are_readable_spread_and_fixed() -> None:
 def test_other_files_beside_an_evaluation_are_not_ours_to_delete(
     copied: Path, data: Path, mini: Path, tmp_path: Path
 ) -> None:
-    for output, given in (
+    for output, more in (
         (tmp_path / "output", ["--output", tmp_path / "output"]),
         (copied / "toy/mini/evaluation", []),
     ):
         output.mkdir()
         (output / "scores.json").write_text("{}")
         (output / "thesis.tex").write_text("years of work")
-        done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", *given)
+        done = recipe("evaluate", "toy", mini, "--data", data, "--runs", copied, "--cpu", *more)
         refused(done, "--output", "thesis.tex")
         assert (output / "thesis.tex").read_text() == "years of work"

@@ -63,10 +63,10 @@ def words(data: Path, folder: Path, mini: Path, *more: object) -> list[str]:
 
 def evaluated(data: Path, folder: Path, mini: Path, *more: object) -> dict[str, Any]:
     """scores.json, of an evaluation in this process."""
-    given = words(data, folder, mini, "--output", folder / "found", "--pictures", 0, *more)
-    assert evaluate.main(given) == 0
-    found: dict[str, Any] = json.loads((folder / "found/scores.json").read_text())
-    return found
+    call = words(data, folder, mini, "--output", folder / "found", "--pictures", 0, *more)
+    assert evaluate.main(call) == 0
+    scores: dict[str, Any] = json.loads((folder / "found/scores.json").read_text())
+    return scores
 
 
 def tuned(data: Path, folder: Path, mini: Path, *more: object) -> int:
@@ -80,11 +80,11 @@ def test_an_ensemble_takes_the_mean_of_probabilities(finished: Path, data: Path,
     """With beam 1 against a plain loop over both models, without incremental states; and neither model alone."""
     ensemble = translator_of(finished, data, 1, 2)
     search = search_options({"beam": 1, "max-len-b": 12}, "options")
-    found, _ = ensemble.translate(sources[:8], search)
+    translated, _ = ensemble.translate(sources[:8], search)
     dictionary = ensemble.task.target_dictionary
     banned = [dictionary.pad()]
     banned += [index for index, word in enumerate(dictionary.symbols) if word.startswith("madeupword")]
-    for source, translation in zip(sources, found, strict=False):
+    for source, translation in zip(sources, translated, strict=False):
         indices = ensemble.encode(source)[0][None]
         tokens = [dictionary.eos()]
         while len(tokens) == 1 or tokens[-1] != dictionary.eos():
@@ -100,14 +100,14 @@ def test_an_ensemble_takes_the_mean_of_probabilities(finished: Path, data: Path,
         assert translation.indices.tolist() == tokens[1:]
     for seed in (1, 2):
         alone, _ = translator_of(finished, data, seed).translate(sources[:8], search)
-        assert [t.tokens for t in alone] != [t.tokens for t in found]
+        assert [t.tokens for t in alone] != [t.tokens for t in translated]
     assert ensemble.parameters == 2 * sum(p.numel() for p in ensemble.model.parameters())
-    assert alignment(ensemble, sources[0], found[0]) is None
+    assert alignment(ensemble, sources[0], translated[0]) is None
 
 
 def test_an_ensemble_is_evaluated_in_a_folder_of_its_own(two: Path, data: Path, mini: Path, tmp_path: Path) -> None:
-    given = words(data, two, mini, "--ensemble", tmp_path / "other.yaml", "--pictures", 1)
-    assert evaluate.main(given) == 0
+    call = words(data, two, mini, "--ensemble", tmp_path / "other.yaml", "--pictures", 1)
+    assert evaluate.main(call) == 0
     folder = two / "toy/mini/evaluation-ensemble-other"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["model"] == "mini"
@@ -151,15 +151,15 @@ def test_one_search_serves_every_length_penalty(beam: int, finished: Path, data:
     translator = translator_of(finished, data, 1)
     bonus = torch.zeros(len(translator.task.target_dictionary))
     bonus[translator.task.target_dictionary.eos()] = 4.0  # else every hypothesis is of the greatest length allowed
-    translator.model.decoder.output_projection.register_forward_hook(lambda *given: given[2] + bonus)
+    translator.model.decoder.output_projection.register_forward_hook(lambda *args: args[2] + bonus)
     search = search_options({"beam": beam, "max-len-b": 12}, "options")
     candidates = translator.candidates([*sources, " "], search)
     seen = set()
     for lenpen in LENPENS:
         expected, _ = translator.translate([*sources, " "], {**search, "lenpen": lenpen})
-        found = translator.best_texts(candidates, lenpen)
-        assert found == [translation.text for translation in expected]
-        seen.add(tuple(found))
+        texts = translator.best_texts(candidates, lenpen)
+        assert texts == [translation.text for translation in expected]
+        seen.add(tuple(texts))
     assert len(seen) > 1 or beam == 1
 
 
@@ -168,26 +168,26 @@ def test_from_validation_to_the_call_of_the_evaluation(
 ) -> None:
     grid = ["--beams", 3, 1, "--lenpens", 1, 0.5]
     assert tuned(data, two, mini, *grid) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     path = two / "toy/mini/tuning.json"
-    found = json.loads(path.read_text())
-    assert [(row["beam"], row["lenpen"]) for row in found["rows"]] == [(1, 0.5), (1, 1), (3, 0.5), (3, 1)]
-    assert found["split"] == "valid"
-    assert found["bleu"] == max(row["bleu"] for row in found["rows"])
-    for row in found["rows"]:
+    record = json.loads(path.read_text())
+    assert [(row["beam"], row["lenpen"]) for row in record["rows"]] == [(1, 0.5), (1, 1), (3, 0.5), (3, 1)]
+    assert record["split"] == "valid"
+    assert record["bleu"] == max(row["bleu"] for row in record["rows"])
+    for row in record["rows"]:
         scores = evaluated(data, two, mini, "--split", "valid", "--beam", row["beam"], "--lenpen", row["lenpen"])
-        assert scores["bleu"] == {"score": row["bleu"], "signature": found["bleu_signature"]}
+        assert scores["bleu"] == {"score": row["bleu"], "signature": record["bleu_signature"]}
         assert scores["tuned"] is None
-    last = told.splitlines()[-1]
-    assert last == found["evaluate"]
+    last = printed.splitlines()[-1]
+    assert last == record["evaluate"]
     script, *call = shlex.split(last)
     assert script == "recipes/evaluate.sh"
     assert call == [*words(data, two, mini), "--tuned"]
 
     scores = evaluated(data, two, mini, "--tuned")
-    assert (scores["beam"], scores["lenpen"], scores["split"]) == (found["beam"], found["lenpen"], "test")
+    assert (scores["beam"], scores["lenpen"], scores["split"]) == (record["beam"], record["lenpen"], "test")
     assert scores["tuned"]["file"] == "tuning.json"
-    assert scores["tuned"]["rows"] == found["rows"]
+    assert scores["tuned"]["rows"] == record["rows"]
     assert "(the best of 4 on valid)" in (two / "found/scores.txt").read_text()
     assert "(tuned on valid)" in comparing.open_system(two / "found").scores.searched_with
     before = path.read_bytes()
@@ -218,11 +218,11 @@ def test_an_ensemble_is_tuned_apart(
 ) -> None:
     ensemble = ["--ensemble", tmp_path / "other.yaml"]
     assert tuned(data, two, mini, *ensemble, "--beams", 2) == 0
-    told = capsys.readouterr().out
-    found = json.loads((two / "toy/mini/tuning-ensemble-other.json").read_text())
-    assert len(found["rows"]) == len(beam_tuning.LENPENS)
-    assert len({*found["parameters_of_models"]}) == 2
-    assert told.splitlines()[-1].endswith(f"--ensemble {ensemble[1]} --tuned")
+    printed = capsys.readouterr().out
+    record = json.loads((two / "toy/mini/tuning-ensemble-other.json").read_text())
+    assert len(record["rows"]) == len(beam_tuning.LENPENS)
+    assert len({*record["parameters_of_models"]}) == 2
+    assert printed.splitlines()[-1].endswith(f"--ensemble {ensemble[1]} --tuned")
     scores = evaluated(data, two, mini, *ensemble, "--tuned")
     assert scores["tuned"]["file"] == "tuning-ensemble-other.json"
     with pytest.raises(UserError, match=r"--tuned: .*tuning.json is missing; tune first with: recipes/tune.sh toy"):
@@ -268,9 +268,9 @@ def test_wrong_calls_are_refused(
 ) -> None:
     script, more, expected = WRONG[case]
     module: Any = {"tune": tune, "evaluate": evaluate}[script]
-    given = words(data, finished, mini, *[word.format(mini=mini) for word in more])
+    call = words(data, finished, mini, *[word.format(mini=mini) for word in more])
     before = files(finished)
-    message = refusal(lambda: module.main(given), capsys)
+    message = refusal(lambda: module.main(call), capsys)
     for word in expected:
         assert word in message
     assert files(finished) == before

@@ -43,21 +43,21 @@ SETS = {"dev2010": 900, "TEDX.dev2012": 1_100, "tst2010": 1_500, "tst2011": 1_40
 
 def sets(folder: Path) -> dict[str, int]:
     """{set and pair: aligned pairs}. Raises a UserError for a set that is not aligned."""
-    found = {}
+    aligned = {}
     for stem in sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.xml")}):
         languages = stem.rsplit(".", 1)[1].split("-")
         paths = [folder / f"{stem}.{language}.xml" for language in languages]
         sides = [wit3.xml_documents(path.read_bytes(), path.name) for path in paths]
         counts = [[len(document.sentences) for document in side] for side in sides]
         assert counts[0] == counts[1], stem
-        found[stem] = sum(counts[0])
-        print(f"{stem:<32} {found[stem]:>6,} pairs in {len(counts[0])} documents", flush=True)
-    return found
+        aligned[stem] = sum(counts[0])
+        print(f"{stem:<32} {aligned[stem]:>6,} pairs in {len(counts[0])} documents", flush=True)
+    return aligned
 
 
 def tokens(folder: Path) -> dict[str, int]:
     """{language: number of lines that differ from the scripts' output, in all three forms together}."""
-    found = {}
+    differing = {}
     for path in sorted(folder.glob("raw.*")):
         language = path.suffix.removeprefix(".")
         raw = path.read_bytes().decode("utf-8").split("\n")
@@ -70,9 +70,9 @@ def tokens(folder: Path) -> dict[str, int]:
         for form, ours in forms.items():
             theirs = (folder / f"{form}.{language}").read_bytes().decode("utf-8").split("\n")
             differ += sum(ours(line) != line_of for line, line_of in zip(raw, theirs, strict=True))
-        found[language] = differ
+        differing[language] = differ
         print(f"{language}: {len(raw) - 1:,} lines, {differ} differ", flush=True)
-    return found
+    return differing
 
 
 # --- an archive ---------------------------------------------------------------------------------------------
@@ -85,11 +85,11 @@ def lines(prefix: Path, language: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def longer(given: list[str]) -> Iterator[str]:
+def longer(text_lines: list[str]) -> Iterator[str]:
     """Without end, other lines of the same text: each line, each with the next one, each with the next two, ..."""
     for count in itertools.count(1):
-        for first in range(len(given)):
-            yield " ".join(given[(first + k) % len(given)] for k in range(count))
+        for first in range(len(text_lines)):
+            yield " ".join(text_lines[(first + k) % len(text_lines)] for k in range(count))
 
 
 def talks(source: Iterator[str], count: int) -> Iterator[tuple[int, list[str]]]:
@@ -141,8 +141,8 @@ def memory(process: int) -> int:
     try:
         for task in Path(f"/proc/{process}/task").iterdir():
             total += sum(memory(int(child)) for child in (task / "children").read_text().split())
-        found = re.search(r"(?m)^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text())
-        total += int(found[1]) * 1024 if found else 0
+        match = re.search(r"(?m)^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text())
+        total += int(match[1]) * 1024 if match else 0
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass  # it has just ended
     return total
@@ -191,21 +191,21 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.sets or options.moses or options.text):
         parser.error("give --sets, --moses or --text")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if options.sets:
-        found["sets"] = sets(options.sets)
+        results["sets"] = sets(options.sets)
     if options.moses:
-        found["lines_that_differ"] = tokens(options.moses)
+        results["lines_that_differ"] = tokens(options.moses)
     if options.text:
         prefix = options.text.absolute()
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             archive(prefix, Path("de-en.tgz"), options.pairs)
             for corpus in ("iwslt14.de-en", "iwslt14.de-en.paper"):
-                found[corpus] = preparation(corpus, Path("de-en.tgz"), options.pairs)
-    finish({**found, "machine": machine()})
-    archives = [figures for figures in found.values() if isinstance(figures, dict) and "by_rule" in figures]
+                results[corpus] = preparation(corpus, Path("de-en.tgz"), options.pairs)
+    finish({**results, "machine": machine()})
+    archives = [figures for figures in results.values() if isinstance(figures, dict) and "by_rule" in figures]
     right = all(figures["by_rule"] and figures["second_does_nothing"] for figures in archives)
-    return 0 if right and not any(found.get("lines_that_differ", {}).values()) else 1
+    return 0 if right and not any(results.get("lines_that_differ", {}).values()) else 1
 
 
 if __name__ == "__main__":

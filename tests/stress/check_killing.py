@@ -103,19 +103,19 @@ def main() -> int:
         run = Path("runs/small/tiny")
 
         prepare, data = ["prepare", "small.yaml"], Path("data")
-        found = {"prepare": check("prepare", prepare, data, data / "small", options.kills, draw, "--force")}
+        results = {"prepare": check("prepare", prepare, data, data / "small", options.kills, draw, "--force")}
         completed("train", "small", "tiny.yaml", "--cpu")
         evaluate = ["evaluate", "small", "tiny.yaml", "--cpu"]
         for name, more, result in (
             ("average", ["--average", "3"], "evaluation-average-3"),
             ("evaluate", [], "evaluation"),
         ):
-            found[name] = check(name, [*evaluate, *more], run, run / result, options.kills, draw)
+            results[name] = check(name, [*evaluate, *more], run, run / result, options.kills, draw)
         completed(*evaluate, "--beam", "1", "--output", "greedy")
         report = ["report", str(run), "greedy", "--samples", "200"]
-        found["report"] = check("report", report, run, run / "report.html", options.kills, draw)
-    same = all(counts["differ"] == 0 and counts["kills"] == options.kills for counts in found.values())
-    finish({"same": same, **found, "seed": options.seed})
+        results["report"] = check("report", report, run, run / "report.html", options.kills, draw)
+    same = all(counts["differ"] == 0 and counts["kills"] == options.kills for counts in results.values())
+    finish({"same": same, **results, "seed": options.seed})
     return 0 if same else 1
 
 
