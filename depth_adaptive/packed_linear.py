@@ -72,7 +72,7 @@ class PackedLinears(nn.Module):
         )
 
     def function(self, like: Tensor, *layers: Any, relu: bool = False) -> LinearFunction:
-        """A function from x (..., I) to the outputs of the ``layers`` side by side (..., sum of O), then ReLU if asked.
+        """A function from x (..., I) to the outputs of ``layers`` side by side (..., sum of O), with or without ReLU.
 
         It is for inputs of the device and dtype of ``like``. It keeps the weights that the layers have now, and has no
         gradient if it was made without gradients.
@@ -85,7 +85,7 @@ class PackedLinears(nn.Module):
         return partial(_call_layers, layers=layers, relu=relu)
 
     def forward(self, x: Tensor, *layers: Any, relu: bool = False) -> Tensor:
-        """The outputs of the ``layers`` for x (..., I), side by side (..., sum of O), then ReLU if asked."""
+        """The outputs of the ``layers`` for x (..., I), side by side (..., sum of O), with or without ReLU."""
         return self.function(x, *layers, relu=relu)(x)
 
     def _packed_copy(self, layers: tuple[nn.Linear, ...]) -> _PackedCopy:

@@ -179,7 +179,7 @@ class _Step:
 
 
 class _OnDemand:
-    """A tensor that is computed when it is first asked for; ``value`` is None before."""
+    """A tensor that is computed at its first use; ``value`` is None before."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self._compute = compute

@@ -12,7 +12,7 @@ from depth_adaptive.losses import WEIGHTINGS
 from depth_adaptive.oracles import ORACLES
 from tests.support.depth_commands import alike, assert_one_line, generate, scored, train, translations
 
-# Options by the name of what they choose. None and "0" stand for what is not asked for.
+# Options by the name of what they choose. "none" and "0" stand for options that are not given.
 CHOICES: dict[str, dict[str, list[object]]] = {
     "training": {kind: ["--exit-weighting", kind] for kind in WEIGHTINGS}
     | {"mixed": ["--exit-training", "mixed", "--exit-samples", 2]},
@@ -29,8 +29,10 @@ Pairs = set[tuple[tuple[str, str], tuple[str, str]]]
 
 
 def allowed(row: dict[str, str]) -> bool:
-    """Whether nothing is chosen that has no meaning: an oracle without halting, neighbours of a sentence, a last exit
-    where it is not always asked."""
+    """Whether every choice has an effect.
+
+    Excluded are an oracle without halting, neighbours of a sentence, and distillation in mixed training.
+    """
     smoothed = row["smoothing"] != "0"
     if row["training"] == "mixed" and row["distillation"] != "none":
         return False

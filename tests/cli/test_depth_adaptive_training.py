@@ -21,7 +21,7 @@ OPTIONS = [
 TRAININGS = {"aligned": ["--exit-distillation", 0.3], "mixed": ["--exit-training", "mixed", "--exit-samples", 2]}
 trainings = pytest.mark.parametrize("training", TRAININGS)
 
-# The plugin, which also notes the exits that mixed training draws.
+# A plugin that imports depth_adaptive and records the exits that mixed training draws.
 SPY = """\
 import json, os, sys
 from pathlib import Path
@@ -50,7 +50,7 @@ def arguments(folder: Path, training: str, *more: object) -> list[object]:
 
 
 def on_one(folder: Path, corpus: Path, training: str, *more: object) -> Command:
-    """Two batches an update."""
+    """Train on one process, with two batches per update."""
     command = run(
         folder.with_suffix(".log"),
         *("fairseq_compat.train", corpus, *arguments(folder, training, "--update-freq", 2, *more)),
@@ -70,7 +70,7 @@ def drawn(folder: Path, rank: int = 0) -> list[object]:
 
 
 def by_process(batches: list[object]) -> tuple[list[object], list[object]]:
-    """Which of one process's batches each of two gets; an epoch has 13."""
+    """The batches of one process, divided as two processes get them; an epoch has 13."""
     shares: tuple[list[object], list[object]] = ([], [])
     for number, exits in enumerate(batches):
         shares[number % 13 % 2].append(exits)

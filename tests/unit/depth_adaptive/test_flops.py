@@ -56,7 +56,7 @@ def test_formula_and_counter(decision: str, options: dict[str, Any]) -> None:
         actual = flops.of_exits(exits, torch.tensor([length]), SIZES, decision=decision)
         assert actual.tokens == 12
         assert actual.total == pytest.approx(counted, rel=0.01)
-        if decision != "sequence":  # whose unit is asked again at every step
+        if decision != "sequence":  # whose unit is computed again at every step
             assert actual.total == counted
     if decision == "none":
         assert seen == {1, 2, 3, 4}
