@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
-from hypothesis import log_likelihoods
+from hypothesis import given
 from hypothesis import strategies as st
 
 from depth_adaptive import halting, losses, oracles
@@ -68,7 +68,7 @@ def test_confidence_stops_where_the_largest_probability_exceeds_its_threshold() 
     assert policy.stops(2, logits, lambda: logits).tolist() == [False, True, False]
 
 
-@log_likelihoods(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
+@given(weights=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(sum), seed=st.integers(0, 2**31))
 def test_random_exits_have_their_distribution_and_do_not_depend_on_the_batch(weights: list[int], seed: int) -> None:
     policy = halting.RandomPolicy(exits=len(weights), weights=weights, seed=seed)
     tokens = torch.arange(2000) % 500

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import arguments, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +31,7 @@ def by_hand(queries: Tensor, memory: Tensor, places: Tensor, lists: Tensor | Non
 
 
 @settings(max_examples=150, deadline=None)
-@arguments(
+@given(
     queries=st.integers(1, 9),
     heads=st.integers(1, 4),
     width=st.integers(1, 70),
@@ -134,7 +134,7 @@ def test_gradients_and_other_formats_take_the_twin() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@arguments(
+@given(
     rows=st.integers(0, 9),
     words=st.integers(1, 70),
     smoothing=st.sampled_from([0.0, 0.1, 0.7]),
@@ -223,7 +223,7 @@ def test_wrong_inputs_of_the_cross_entropy(
 
 
 @settings(max_examples=150, deadline=None)
-@arguments(
+@given(
     rows=st.integers(0, 9),
     words=st.integers(1, 70),
     size=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
