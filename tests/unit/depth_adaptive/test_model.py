@@ -302,7 +302,7 @@ def test_usual_options_of_decoding_are_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["post-norm", "pre-norm", "separate", "pre-norm, separate"])
-@pytest.mark.parametrize("given", ["1.3,0.8,1.1,0.9", 2.0])
+@pytest.mark.parametrize("temperatures", ["1.3,0.8,1.1,0.9", 2.0])
 def test_temperatures_divide_the_logits_of_their_exits(variant: str, temperatures: Any) -> None:
     plain, tempered = built(**VARIANTS[variant]), built(**VARIANTS[variant], exit_temperature=temperatures)
     divisors = torch.tensor(
