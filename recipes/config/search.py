@@ -1,57 +1,77 @@
-"""Options of beam search: the block `generate` of a model file, and the search that an evaluation requests."""
+"""Options of beam search: their schema, their defaults, and the block `generate` of a model file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from recipes.storage.records import DocumentedRecord
 from thoth_core.errors import UserError
 
 
-@dataclass(frozen=True)
-class _Option:
-    """A number with its default, whose type is the option's, and its inclusive range."""
+class SearchOptions(DocumentedRecord):
+    """The options of the beam search."""
 
-    default: int | float
-    minimum: float
-    maximum: float
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"))
+
+    beam: int = Field(ge=1, le=1000)
+    """beam size"""
+    lenpen: float = Field(ge=-100, le=100)
+    """length penalty: log-probabilities are divided by the length to this power"""
+    unkpen: float = Field(ge=-1e9, le=1e9)
+    """unknown-word penalty"""
+    min_len: int = Field(ge=0, le=10_000)
+    """minimum length of a translation in tokens"""
+    max_len_a: float = Field(ge=0, le=100)
+    """a translation has at most a · source tokens + b tokens: a"""
+    max_len_b: int = Field(ge=1, le=100_000)
+    """a translation has at most a · source tokens + b tokens: b"""
+    no_repeat_ngram_size: int = Field(ge=0, le=100)
+    """length of the n-grams that may not be repeated (0: all may)"""
+    max_tokens: int = Field(ge=1, le=10**9)
+    """maximum source tokens per batch; does not affect the scores"""
 
 
-# Lengths count tokens after sub-word segmentation; max-tokens counts the source tokens of a batch.
-_OPTIONS = {
-    "beam": _Option(5, 1, 1000),
-    "lenpen": _Option(1.0, -100, 100),
-    "unkpen": _Option(0.0, -1e9, 1e9),
-    "min-len": _Option(1, 0, 10_000),
-    "max-len-a": _Option(0.0, 0, 100),
-    "max-len-b": _Option(200, 1, 100_000),
-    "no-repeat-ngram-size": _Option(0, 0, 100),
-    "max-tokens": _Option(2000, 1, 10**9),
-}
-DEFAULTS: dict[str, Any] = {name: option.default for name, option in _OPTIONS.items()}
+DEFAULTS = SearchOptions(
+    beam=5,
+    lenpen=1.0,
+    unkpen=0.0,
+    min_len=1,
+    max_len_a=0.0,
+    max_len_b=200,
+    no_repeat_ngram_size=0,
+    max_tokens=2000,
+)
 
 
-def search_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """All options of beam search: `DEFAULTS` with the values of `given`, numbers or their text.
+def search_options(options: Mapping[str, Any], where: str) -> SearchOptions:
+    """`DEFAULTS` with the values of `options`, by their names with dashes; numbers or their text.
 
     Raises:
         UserError: an option is unknown, is not a number of its type or is out of range. `where` begins the message.
     """
-    result = dict(DEFAULTS)
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise UserError(f"{where}: unknown option {name}; valid ones: {', '.join(_OPTIONS)}")
-        option = _OPTIONS[name]
-        kind = type(option.default)
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        in_range = number is not None and option.minimum <= number <= option.maximum
-        # A number that its type cannot hold (2.5 beams) is refused and not rounded.
-        if isinstance(value, bool) or number is None or not in_range or float(number) != float(value):
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(
-                f"{where}: {name} must be {what} from {option.minimum:g} to {option.maximum:g}, but is {value}"
-            )
-        result[name] = number
-    return result
+    fields = {field.alias or name: (name, field) for name, field in SearchOptions.model_fields.items()}
+    values: dict[str, int | float] = {}
+    for option, value in options.items():
+        if option not in fields:
+            raise UserError(f"{where}: unknown option {option}; valid ones: {', '.join(fields)}")
+        name, field = fields[option]
+        values[name] = _number(option, value, field, where)
+    return DEFAULTS.model_copy(update=values)
+
+
+def _number(option: str, value: Any, field: FieldInfo, where: str) -> int | float:
+    """`value` as a number of the field's type and in its range; else a UserError."""
+    kind: type[int] | type[float] = int if field.annotation is int else float
+    (low,) = (rule.ge for rule in field.metadata if hasattr(rule, "ge"))
+    (high,) = (rule.le for rule in field.metadata if hasattr(rule, "le"))
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    # A number that its type cannot hold (2.5 beams) is refused and not rounded.
+    if isinstance(value, bool) or number is None or not low <= number <= high or float(number) != float(value):
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{where}: {option} must be {what} from {low:g} to {high:g}, but is {value}")
+    return number

@@ -9,7 +9,7 @@ from recipes.evaluation.beam_tuning import Tuning
 from recipes.evaluation.selection import Selection
 from recipes.evaluation.translator import translator_of
 from recipes.metrics import quality
-from recipes.metrics.results import SearchOptions, TuningRow
+from recipes.metrics.results import TuningRow
 from thoth_core.errors import UserError
 
 
@@ -33,7 +33,9 @@ def tune(selection: Selection, *, beams: Sequence[int], lenpens: Sequence[float]
     print(f"Translating {len(sources):,} sentences of {beam_tuning.SPLIT}, once per beam", flush=True)
     for beam in sorted(set(beams)):
         with tqdm(total=len(sources), unit=" sentences", smoothing=0.1, desc=f"beam {beam}") as bar:
-            candidates = translator.candidates(sources, {**selection.search, "beam": beam}, progress=bar)
+            candidates = translator.candidates(
+                sources, selection.search.model_copy(update={"beam": beam}), progress=bar
+            )
         for lenpen in sorted(set(lenpens)):
             texts = translator.best_texts(candidates, lenpen)
             quality.check_lines(texts, references)
@@ -48,7 +50,7 @@ def tune(selection: Selection, *, beams: Sequence[int], lenpens: Sequence[float]
         bleu=chosen.bleu,
         bleu_signature=signature,
         rows=rows,
-        search=SearchOptions.model_validate(selection.search),
+        search=selection.search,
         parameters_of_models=[model.parameters_sha256 or "" for model in models],
         evaluate=f"{selection.request.command('recipes/evaluate.sh')} --tuned",
         ensemble=models[1:],

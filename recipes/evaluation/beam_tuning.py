@@ -6,15 +6,16 @@ from typing import Any
 
 from pydantic import Field
 
+from recipes.config.search import SearchOptions
 from recipes.evaluation.selection import Selection
-from recipes.metrics.results import Facts, ModelFacts, SearchOptions, TunedSearch, TuningRow
+from recipes.metrics.results import Facts, ModelFacts, TunedSearch, TuningRow
 from thoth_core.errors import UserError
 
 SPLIT = "valid"  # the only one: a search chosen on the test set would flatter itself
 BEAMS = (1, 4, 5, 8)
 LENPENS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 2.5, 3.0)  # each costs only a ranking
 # Options of the search that are tuned, or do not affect the scores.
-FREE = ("beam", "lenpen", "max-tokens")
+FREE = {"beam", "lenpen", "max_tokens"}
 
 
 class Tuning(Facts):
@@ -50,9 +51,9 @@ def _remedy(selection: Selection) -> str:
     return f"tune again with: {selection.request.command('recipes/tune.sh')}"
 
 
-def _fixed(search: dict[str, Any]) -> dict[str, Any]:
-    """The options of the search that are not tuned."""
-    return {name: value for name, value in search.items() if name not in FREE}
+def _fixed(search: SearchOptions) -> dict[str, Any]:
+    """The options of the search that a tuning depends on."""
+    return search.model_dump(exclude=FREE)
 
 
 def read(selection: Selection) -> Tuning:
@@ -66,7 +67,7 @@ def read(selection: Selection) -> Tuning:
         ("split", tuning.split, SPLIT),
         ("corpus_fingerprint", tuning.corpus_fingerprint, selection.corpus.fingerprint),
         ("checkpoint", tuning.checkpoint, selection.model.checkpoint),
-        ("search", _fixed(tuning.search.model_dump()), _fixed(selection.search)),
+        ("search", _fixed(tuning.search), _fixed(selection.search)),
     ):
         if then != now:
             raise UserError(f"{path}: was tuned with {name} {then}, but here it is {now}; {remedy}")

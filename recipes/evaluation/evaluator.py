@@ -1,5 +1,6 @@
 """An evaluation: a translation model is scored by its translations, a language model by its perplexity."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def evaluate(
     models = [facts.model_facts(checkpoint) for checkpoint in loaded]
     if tuning is not None:
         beam_tuning.check_models(tuning, models, selection)
-        selection.search.update(beam=tuning.beam, lenpen=tuning.lenpen)
+        search = selection.search.model_copy(update={"beam": tuning.beam, "lenpen": tuning.lenpen})
+        selection = dataclasses.replace(selection, search=search)
     known = facts.facts(selection, models[0], command)
     if loaded[0].is_language_model:
         evaluation = _read(selection, loaded[0], known)
@@ -72,14 +74,14 @@ def _translate(
     """Translate the text and score the translations. `known` are the fields of the scores that are known already."""
     translator = translator_of(selection, loaded)
     sources, references, search = selection.sources, selection.references, selection.search
-    print(f"Translating {len(sources):,} sentences of {selection.split} with beam {search['beam']}", flush=True)
+    print(f"Translating {len(sources):,} sentences of {selection.split} with beam {search.beam}", flush=True)
     with tqdm(total=len(sources), unit=" sentences", smoothing=0.1) as bar:
         translations, statistics = translator.translate(sources, search, progress=bar)
     if statistics.truncated:
         print(f"note: {statistics.truncated:,} sentences were cut to the model's {translator.max_source:,} tokens")
     hypotheses = [translation.text for translation in translations]
-    usages = forced_decoding.slot_usage(translator, sources, translations, search["max-tokens"])
-    exits = forced_decoding.exits(translator, sources, translations, search["max-tokens"])
+    usages = forced_decoding.slot_usage(translator, sources, translations, search.max_tokens)
+    exits = forced_decoding.exits(translator, sources, translations, search.max_tokens)
     print("Scoring with sacreBLEU", flush=True)
     scored = quality.score(hypotheses, references, selection.corpus.target, lowercase=translator.target.lowercase)
     moses = [translator.target.scored(t.tokens, r) for t, r in zip(translations, references, strict=True)]
@@ -96,8 +98,8 @@ def _translate(
             "truncated": statistics.truncated,
             "parameters": translator.parameters,
             "blocks": getattr(translator.model.decoder, "num_layers", None),
-            "beam": search["beam"],
-            "lenpen": search["lenpen"],
+            "beam": search.beam,
+            "lenpen": search.lenpen,
             "search": search,
             "slot_usage": {layer: usage.figures() for layer, usage in usages.items()},
             "exits": None if exits is None else forced_decoding.exit_figures(translator, sources, exits),
@@ -164,7 +166,7 @@ def _read(selection: Selection, loaded: LoadedCheckpoint, known: Mapping[str, An
             model,
             task,
             selection.split,
-            max_tokens=selection.search["max-tokens"],
+            max_tokens=selection.search.max_tokens,
             device=model_loading.device_of(selection),
             progress=bar,
         )

@@ -7,17 +7,19 @@ from typing import Any
 from pydantic import JsonValue
 
 from depth_adaptive.calibration import Resplits
+from recipes.config.search import SearchOptions
 from recipes.evaluation import facts, model_loading, threshold_search
 from recipes.evaluation.calibration_request import CalibrationRequest
 from recipes.evaluation.exit_trials import Threshold, Trial, Trials, option_value
 from recipes.evaluation.model_loading import LoadedCheckpoint
 from recipes.evaluation.selection import Selection
 from recipes.evaluation.translator import Translator, translator_of
-from recipes.metrics.results import Block, Facts, SearchOptions
+from recipes.metrics.results import Facts
+from recipes.storage.records import DocumentedRecord
 from thoth_core.errors import UserError
 
 
-class TrialRow(Block):
+class TrialRow(DocumentedRecord):
     """The effects of one threshold; null is what was not measured."""
 
     threshold: float | list[float] | None
@@ -38,7 +40,7 @@ class TrialRow(Block):
     """seconds of decoding"""
 
 
-class ResplitCounts(Block):
+class ResplitCounts(DocumentedRecord):
     """How often a threshold that was chosen on a random half exceeded the tolerated disagreement."""
 
     count: int
@@ -143,7 +145,7 @@ def calibrate(selection: Selection, request: CalibrationRequest, *, command: Seq
         steps=request.steps,
         rows=[_row(trial) for trial in trials.rows()],
         bleu_signature=trials.full.bleu.signature,
-        search=SearchOptions.model_validate(selection.search),
+        search=selection.search,
         evaluate=selection.request.command("recipes/evaluate.sh", overrides),
         level=request.level if has_guarantee else None,
         guarantee=notes[0] if has_guarantee else None,
@@ -176,7 +178,7 @@ def _choose(
         threshold, resplits = threshold_search.for_disagreement(
             trials, tolerated=request.value, level=request.level, steps=steps, resplits=request.resplits
         )
-        notes.append(guarantee(request, len(selection.sources), selection.search["beam"]))
+        notes.append(guarantee(request, len(selection.sources), selection.search.beam))
     if resplits is not None:
         notes.append(resplits_text(resplits, request, len(selection.sources)))
     if threshold is None:

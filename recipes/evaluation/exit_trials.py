@@ -3,14 +3,14 @@
 Axes: B sentences, T tokens of a translation or reference with its end of sentence, N exits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from depth_adaptive import calibration
+from recipes.config.search import SearchOptions
 from recipes.evaluation import forced_decoding
 from recipes.evaluation.translator import Translation, Translator
 from recipes.metrics import quality
@@ -63,7 +63,7 @@ class Trials:
         translator: Translator,
         sources: Sequence[str],
         references: Sequence[str],
-        search: Mapping[str, Any],
+        search: SearchOptions,
         *,
         policy: str,
         language: str,
@@ -105,7 +105,7 @@ class Trials:
         tokens = [torch.empty(0)] * len(self.sources)
         exits = [torch.empty(0)] * len(self.sources)
         passes = forced_decoding.forced(
-            self.translator_for(threshold), self.sources, self.translations, self.search["max-tokens"]
+            self.translator_for(threshold), self.sources, self.translations, self.search.max_tokens
         )
         for batch, (logits, extra) in passes:
             likely, left = logits.argmax(-1).cpu(), extra["exits"].cpu()  # (B, T)
@@ -123,7 +123,7 @@ class Trials:
         name = "full depth" if threshold is None else f"threshold {option_value(threshold)}"
         with tqdm(total=len(self.sources), unit=" sentences", smoothing=0.1, desc=name) as bar:
             translations, statistics = translator.translate(self.sources, self.search, progress=bar)
-        exits = forced_decoding.exits(translator, self.sources, translations, self.search["max-tokens"])
+        exits = forced_decoding.exits(translator, self.sources, translations, self.search.max_tokens)
         assert exits is not None
         figures = forced_decoding.exit_figures(translator, self.sources, exits)
         trial.exit, trial.tokens, trial.mflops = figures.mean, figures.tokens, figures.mflops_per_token
@@ -200,7 +200,7 @@ class Trials:
             and the output (T, D) of each block at them.
         """
         references = [self.translator.from_text(reference) for reference in self.references]
-        max_tokens = min(self.search["max-tokens"], MOST_LOGITS // len(self.translator.model.decoder.dictionary))
+        max_tokens = min(self.search.max_tokens, MOST_LOGITS // len(self.translator.model.decoder.dictionary))
         passes = forced_decoding.forced(
             self.translator_for(None), self.sources, references, max_tokens, features_only=True
         )

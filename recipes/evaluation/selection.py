@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config.models import load_model
-from recipes.config.search import search_options
+from recipes.config.search import SearchOptions, search_options
 from recipes.data.prepared_corpus import Corpus, open_corpus
 from recipes.evaluation.request import DEFAULT_AVERAGE, Request
 from recipes.training import fairseq_options
@@ -48,7 +48,7 @@ class Selection:
     request: Request
     corpus: Corpus
     models: tuple[SelectedModel, ...]  # the model, then the others of an ensemble
-    search: dict[str, Any]  # see recipes.config.search
+    search: SearchOptions
     overrides: dict[str, Any]  # of the model's options
     sources: list[str]
     references: list[str]
@@ -84,9 +84,8 @@ def select(request: Request) -> Selection:
     search = search_options(
         fairseq_options.with_dashes(model_file.options("generate", corpus.name)), f"{model_file.path}: generate"
     )
-    for name, value in (("beam", request.beam), ("lenpen", request.lenpen), ("max-tokens", request.max_tokens)):
-        if value is not None:
-            search[name] = value
+    requested = {"beam": request.beam, "lenpen": request.lenpen, "max_tokens": request.max_tokens}
+    search = search.model_copy(update={name: value for name, value in requested.items() if value is not None})
     sources, references = read_split(corpus, request.split)
     documents = read_documents(corpus, request.split, len(sources))
     for name in request.ensemble:

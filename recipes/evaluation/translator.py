@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from fairseq.data import data_utils
 
+from recipes.config.search import SearchOptions
 from recipes.data.prepared_corpus import Corpus
 from recipes.evaluation import model_loading
 from recipes.evaluation.model_loading import LoadedCheckpoint
@@ -99,9 +100,9 @@ class Translator:
         return Translation(text, tokens, indices, 0.0)
 
     def translate(
-        self, sentences: Sequence[str], options: Mapping[str, Any], *, progress: Any = None
+        self, sentences: Sequence[str], search: SearchOptions, *, progress: Any = None
     ) -> tuple[list[Translation], Statistics]:
-        """Translations in the order of `sentences`, by beam search with `options` (see `recipes.config.search`).
+        """Translations in the order of `sentences`, by beam search.
 
         `progress.update(n)` is called with the number of sentences done. An empty sentence has an empty translation.
         The batches do not affect the result: the longest translation allowed is one number for all sentences, and
@@ -110,21 +111,22 @@ class Translator:
         statistics = Statistics()
         empty = Translation(text="", tokens=[], indices=torch.tensor([self.task.target_dictionary.eos()]), score=0.0)
         results = [empty] * len(sentences)
-        for index, hypotheses in self._search(sentences, options, statistics, progress):
+        for index, hypotheses in self._search(sentences, search, statistics, progress):
             results[index] = self._translation(hypotheses[0])
             statistics.tokens += len(hypotheses[0]["tokens"])
         return results, statistics
 
     def candidates(
-        self, sentences: Sequence[str], options: Mapping[str, Any], *, progress: Any = None
+        self, sentences: Sequence[str], search: SearchOptions, *, progress: Any = None
     ) -> list[list[Mapping[str, Any]]]:
         """Every finished hypothesis of each sentence; `best_texts` chooses among them. An empty sentence has none.
 
         fairseq's length penalty affects neither which hypotheses are found nor when the search ends
         (SequenceGenerator.finalize_hypos), so that one search serves every penalty.
         """
+        unpenalised = search.model_copy(update={"lenpen": 0.0})
         results: list[list[Mapping[str, Any]]] = [[] for _ in sentences]
-        for index, hypotheses in self._search(sentences, {**options, "lenpen": 0.0}, Statistics(), progress):
+        for index, hypotheses in self._search(sentences, unpenalised, Statistics(), progress):
             results[index] = [{"tokens": each["tokens"], "score": each["score"]} for each in hypotheses]
         return results
 
@@ -153,7 +155,7 @@ class Translator:
         }
 
     def _search(
-        self, sentences: Sequence[str], options: Mapping[str, Any], statistics: Statistics, progress: Any
+        self, sentences: Sequence[str], search: SearchOptions, statistics: Statistics, progress: Any
     ) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
         """(index of a sentence, its hypotheses by fairseq, the best first), for sentences that are not empty."""
         encoded: list[torch.Tensor] = []
@@ -165,8 +167,8 @@ class Translator:
         if progress is not None:
             progress.update(len(sentences) - len(waiting))
         lengths = [len(encoded[i]) for i in waiting]
-        generator = self._generator(options, max(lengths, default=1))
-        for batch in batches(lengths, options["max-tokens"]):
+        generator = self._generator(search, max(lengths, default=1))
+        for batch in batches(lengths, search.max_tokens):
             chosen = [waiting[i] for i in batch]
             sample = self.sample([encoded[i] for i in chosen])
             started = time.perf_counter()
@@ -178,8 +180,8 @@ class Translator:
             if progress is not None:
                 progress.update(len(chosen))
 
-    def _generator(self, options: Mapping[str, Any], longest: int) -> Any:
-        settings = {name.replace("-", "_"): value for name, value in options.items()}
+    def _generator(self, search: SearchOptions, longest: int) -> Any:
+        settings = search.model_dump(by_alias=False)
         # fairseq multiplies max_len_a by the longest source of the batch; here it is the longest of all batches.
         settings["max_len_b"] = int(settings.pop("max_len_a") * longest) + settings["max_len_b"]
         longest_target = min(settings["max_len_b"], *(model.max_decoder_positions() - 1 for model in self.models))

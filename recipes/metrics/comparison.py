@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from pydantic import ConfigDict, JsonValue
 
+from recipes.config.search import SearchOptions
 from recipes.metrics import breakdown, quality, significance
 from recipes.metrics.breakdown import Part
 from recipes.metrics.markdown import row, rule
-from recipes.metrics.results import SearchOptions
 from recipes.metrics.significance import MetricTest, Test
 from recipes.metrics.systems import System
 from recipes.storage import provenance

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from recipes.storage.records import Record
+from recipes.config.search import SearchOptions
+from recipes.storage.records import DocumentedRecord, Record
 from thoth_core.errors import UserError
 
 NAME = "scores.json"
@@ -21,13 +22,7 @@ LANGUAGE_MODEL: Final = "language_model"
 METRICS = ("bleu", "chrf", "ter", "tokenised_bleu")
 
 
-class Block(Record):
-    """A JSON object whose fields are described by the strings below them, and written by their aliases."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, serialize_by_alias=True, validate_by_name=True)
-
-
-class Score(Block):
+class Score(DocumentedRecord):
     """A corpus score by sacreBLEU."""
 
     score: float
@@ -36,28 +31,7 @@ class Score(Block):
     """sacreBLEU's signature, which names every setting and the version"""
 
 
-class SearchOptions(Block):
-    """The options of the beam search."""
-
-    beam: int
-    """beam size"""
-    lenpen: float
-    """length penalty: log-probabilities are divided by the length to this power"""
-    unkpen: float
-    """unknown-word penalty"""
-    min_len: int = Field(alias="min-len")
-    """minimum length of a translation in tokens"""
-    max_len_a: float = Field(alias="max-len-a")
-    """a translation has at most a · source tokens + b tokens: a"""
-    max_len_b: int = Field(alias="max-len-b")
-    """a translation has at most a · source tokens + b tokens: b"""
-    no_repeat_ngram_size: int = Field(alias="no-repeat-ngram-size")
-    """length of the n-grams that may not be repeated (0: all may)"""
-    max_tokens: int = Field(alias="max-tokens")
-    """maximum source tokens per batch; does not affect the scores"""
-
-
-class Exits(Block):
+class Exits(DocumentedRecord):
     """Where tokens left the decoder of a depth-adaptive model."""
 
     policy: str
@@ -74,7 +48,7 @@ class Exits(Block):
     """the same if every token passed all blocks"""
 
 
-class SlotUsage(Block):
+class SlotUsage(DocumentedRecord):
     """How one product-key memory was used."""
 
     used: float
@@ -87,7 +61,7 @@ class SlotUsage(Block):
     """`kl` of each head alone"""
 
 
-class ModelFacts(Block):
+class ModelFacts(DocumentedRecord):
     """A trained model of an evaluation."""
 
     model: str
@@ -106,7 +80,7 @@ class ModelFacts(Block):
     """SHA-256 of names, types, shapes and values of the parameters"""
 
 
-class TuningRow(Block):
+class TuningRow(DocumentedRecord):
     """BLEU of one pair of beam size and length penalty."""
 
     beam: int
@@ -117,7 +91,7 @@ class TuningRow(Block):
     """BLEU on the validation set"""
 
 
-class TunedSearch(Block):
+class TunedSearch(DocumentedRecord):
     """Where a tuned beam size and length penalty come from."""
 
     file: str
@@ -260,7 +234,7 @@ class TranslationScores(Scores):
         return search + (f"; {options}" if options else "")
 
 
-class Perplexity(Block):
+class Perplexity(DocumentedRecord):
     """Perplexities of the same text by two units."""
 
     word: float

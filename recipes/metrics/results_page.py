@@ -10,6 +10,7 @@ from pydantic import BaseModel, JsonValue
 from recipes.metrics import results
 from recipes.metrics.markdown import row, rule
 from recipes.storage.provenance import ROOT
+from recipes.storage.records import DocumentedRecord
 
 PATH = ROOT / "docs" / "scores.md"
 
@@ -61,9 +62,9 @@ def _section(heading: str, model: type[BaseModel], left_out: set[str]) -> list[s
     return [*lines, ""]
 
 
-def _blocks() -> list[type[results.Block]]:
+def _blocks() -> list[type[DocumentedRecord]]:
     """The blocks that the results contain, in the order in which they occur."""
-    blocks: dict[type[results.Block], None] = {}
+    blocks: dict[type[DocumentedRecord], None] = {}
     waiting: list[type[BaseModel]] = [results.Scores, results.TranslationScores, results.LanguageModelScores]
     while waiting:
         for field in waiting.pop(0).model_fields.values():
@@ -74,8 +75,8 @@ def _blocks() -> list[type[results.Block]]:
     return list(blocks)
 
 
-def _blocks_in(annotation: Any) -> Iterator[type[results.Block]]:
-    if isinstance(annotation, type) and issubclass(annotation, results.Block):
+def _blocks_in(annotation: Any) -> Iterator[type[DocumentedRecord]]:
+    if isinstance(annotation, type) and issubclass(annotation, DocumentedRecord):
         yield annotation
     for argument in get_args(annotation):
         yield from _blocks_in(argument)

@@ -56,6 +56,12 @@ class Record(BaseModel):
         disk.write_atomically(path, self.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
+class DocumentedRecord(Record):
+    """A record whose fields are described by the strings below them, and are written by their aliases."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, serialize_by_alias=True, validate_by_name=True)
+
+
 def _content(path: Path, remedy: str) -> bytes:
     try:
         return path.read_bytes()

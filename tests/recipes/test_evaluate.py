@@ -15,7 +15,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from fairseq_compat import checkpoints
 from recipes.cli import evaluate
 from recipes.cli.arguments import request_of
-from recipes.config.search import DEFAULTS, search_options
+from recipes.config.search import DEFAULTS, SearchOptions, search_options
 from recipes.data.prepared_corpus import open_corpus
 from recipes.evaluation import output_files, selection
 from recipes.evaluation.alignments import alignment, words
@@ -364,14 +364,14 @@ def test_unreadable_search_options_name_the_model_file() -> None:
     ):
         with pytest.raises(UserError, match=f"some.yaml: .*{message}|some.yaml: {message}"):
             search_options(settings, "some.yaml")
-    assert search_options({"beam": "3", "lenpen": 1}, "x") == DEFAULTS | {"beam": 3, "lenpen": 1.0}
+    assert search_options({"beam": "3", "lenpen": 1}, "x") == DEFAULTS.model_copy(update={"beam": 3, "lenpen": 1.0})
 
 
 # --- decoding ---------------------------------------------------------------------------------
 
 
-def options(**settings: Any) -> dict[str, Any]:
-    return search_options({name.replace("_", "-"): value for name, value in settings.items()}, "options")
+def options(**settings: Any) -> SearchOptions:
+    return DEFAULTS.model_copy(update=settings)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 100])
@@ -381,7 +381,7 @@ def test_translations_do_not_depend_on_batches_nor_order(
     search = options(beam=3, max_len_a=1.5, max_len_b=5)
     expected, _ = translator.translate(sentences, search)
     assert len({t.text for t in expected}) > len(sentences) // 2
-    translated, _ = translator.translate(sentences[::-1], search | {"max-tokens": max_tokens})
+    translated, _ = translator.translate(sentences[::-1], search.model_copy(update={"max_tokens": max_tokens}))
     assert [t.text for t in translated] == [t.text for t in expected][::-1]
     assert [t.tokens for t in translated] == [t.tokens for t in expected][::-1]
 
@@ -526,7 +526,7 @@ def test_eight_threads_translate_with_one_model(translator: Translator, sentence
 
     def work(number: int) -> list[tuple[str, list[str], float, list[float]]]:
         mine = sentences[number:] + sentences[:number]
-        translations, _ = translator.translate(mine, {**search, "max-tokens": 40 + number})
+        translations, _ = translator.translate(mine, search.model_copy(update={"max_tokens": 40 + number}))
         alignments = [alignment(translator, *pair) for pair in zip(mine, translations, strict=True)]
         weights = [[] if each is None else each.weights.flatten().tolist() for each in alignments]
         return [(t.text, t.tokens, t.score, w) for t, w in zip(translations, weights, strict=True)]

@@ -51,7 +51,7 @@ def test_usage_is_that_of_the_translations_whatever_the_batches(trained: Path, d
     source = ModelSource(checkpoints.load(path), path, ROOT / "memory_layers")
     translator = load_translator([source], corpus=open_corpus("toy", data), device="cpu")
     sentences = [*read_lines(data / "toy/text/test.de"), ""]
-    translations, _ = translator.translate(sentences, {**DEFAULTS, "beam": 2, "max-len-b": 12})
+    translations, _ = translator.translate(sentences, DEFAULTS.model_copy(update={"beam": 2, "max_len_b": 12}))
     tokens = sum(len(translation.indices) for translation in translations)
     alone = slot_usage(translator, sentences, translations, 1)["d1"].weights
     together = slot_usage(translator, sentences, translations, 10_000)["d1"].weights
@@ -65,7 +65,7 @@ def test_a_model_without_memories_has_no_usage(finished: Path, data: Path) -> No
     path = finished / "toy/mini/checkpoints/checkpoint_best.pt"
     corpus = open_corpus("toy", data)
     translator = load_translator([ModelSource(checkpoints.load(path), path)], corpus=corpus, device="cpu")
-    translations, _ = translator.translate(["ba"], {**DEFAULTS, "beam": 1})
+    translations, _ = translator.translate(["ba"], DEFAULTS.model_copy(update={"beam": 1}))
     assert slot_usage(translator, ["ba"], translations, 100) == {}
 
 

@@ -156,7 +156,7 @@ def test_one_search_serves_every_length_penalty(beam: int, finished: Path, data:
     candidates = translator.candidates([*sources, " "], search)
     seen = set()
     for lenpen in LENPENS:
-        expected, _ = translator.translate([*sources, " "], {**search, "lenpen": lenpen})
+        expected, _ = translator.translate([*sources, " "], search.model_copy(update={"lenpen": lenpen}))
         texts = translator.best_texts(candidates, lenpen)
         assert texts == [translation.text for translation in expected]
         seen.add(tuple(texts))

@@ -81,7 +81,7 @@ def evaluation(
         "checkpoint": "checkpoint_best.pt",
         "beam": 5,
         "lenpen": 1.0,
-        "search": results.SearchOptions.model_validate(search.DEFAULTS),
+        "search": search.DEFAULTS,
         "parameters": 7,
         "tokens": 9,
         "seconds": 1.0,
