@@ -14,7 +14,7 @@ from recipes.cli.arguments import Parser
 from recipes.config.corpora import CorpusSettings, load_corpus
 from recipes.config.schema import FOLDER_NAME, RECIPES
 from recipes.data.preparation import Preparation
-from recipes.data.sources import SPLITS, Request
+from recipes.data.sources import SPLITS, CorpusRequest
 from thoth_core.errors import UserError, end_as_by_ctrl_c
 
 
@@ -117,7 +117,7 @@ def preparation(options: argparse.Namespace) -> Preparation:
                 raise UserError(
                     f"--{name.replace('_', '-')}: --subwords-of learns no sub-word models; leave one of them out"
                 )
-    request = Request(
+    request = CorpusRequest(
         path=path,
         settings=corpus,
         data=options.data,

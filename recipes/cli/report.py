@@ -11,8 +11,7 @@ from tqdm import tqdm
 from fairseq_compat import errors
 from recipes.cli.arguments import Parser, whole_number
 from recipes.console import messages
-from recipes.metrics import comparison, significance
-from recipes.metrics import systems as comparing
+from recipes.metrics import comparison, significance, systems
 from recipes.metrics.systems import System
 from recipes.reporting import artifacts, page
 from recipes.reporting.labels import labels
@@ -75,40 +74,40 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output.parent}: not writable; name another file with --output")
 
 
-def most_different(systems: Sequence[System]) -> list[int]:
+def most_different(opened: Sequence[System]) -> list[int]:
     """Indices of all sentences, by how much chrF2 differs between systems, the largest difference first.
 
     Of one system alone the lowest chrF2 comes first.
     """
 
     def key(index: int) -> tuple[float, int]:
-        scores = [system.sentences[index].chrf for system in systems]
+        scores = [system.sentences[index].chrf for system in opened]
         return (min(scores) - max(scores) if len(scores) > 1 else scores[0]), index
 
-    return sorted(range(len(systems[0].sentences)), key=key)
+    return sorted(range(len(opened[0].sentences)), key=key)
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Write the page; the exit status."""
-    systems = [comparing.open_system(path) for path in arguments.runs]
-    comparing.check_comparable(systems)
-    output: Path = arguments.output or systems[0].folder.resolve().parent / "report.html"
+    opened = [systems.open_system(path) for path in arguments.runs]
+    systems.check_comparable(opened)
+    output: Path = arguments.output or opened[0].folder.resolve().parent / "report.html"
     check_output(output)
-    labelled = zip(systems, labels(systems), strict=True)
+    labelled = zip(opened, labels(opened), strict=True)
     data = [artifacts.read(system, number, label) for number, (system, label) in enumerate(labelled)]
-    for system in systems:
+    for system in opened:
         print(f"Scoring {system.name}", flush=True)
-        comparing.check_scores(system)
-        comparing.check_sentence_scores(system)
+        systems.check_scores(system)
+        systems.check_sentence_scores(system)
     compared = comparison.compare(
-        systems,
+        opened,
         test="bs",
         samples=arguments.samples,
         seed=arguments.seed,
         command=shlex.join(command),
         report=lambda line: print(line, flush=True),
     )
-    order = most_different(systems)[: arguments.sentences or None]
+    order = most_different(opened)[: arguments.sentences or None]
     print("Writing the page", flush=True)
     with tqdm(total=len(order), unit=" sentences", smoothing=0.1) as bar:
         text = page.render(data, compared, order, command=shlex.join(command), progress=bar.update)

@@ -10,9 +10,9 @@ from recipes.config.schema import Settings, find, read_yaml
 from recipes.storage.provenance import ROOT
 from thoth_core.errors import UserError
 
-Option = str | int | float | bool | None
-Options = dict[str, Option]  # by name without dashes; true is a bare flag, false and null are an absent option
-Block = Literal["train", "generate"]
+OptionValue = str | int | float | bool | None
+Options = dict[str, OptionValue]  # by name without dashes; true is a bare flag, false and null are an absent option
+OptionBlock = Literal["train", "generate"]
 
 _Name = Annotated[
     str,
@@ -21,7 +21,7 @@ _Name = Annotated[
         description="an option's name without dashes in front, e.g. max-tokens",
     ),
 ]
-_Value = Annotated[Option, Field(description="text, a number, true, false or null")]
+_Value = Annotated[OptionValue, Field(description="text, a number, true, false or null")]
 _Options = dict[_Name, _Value]
 _OPTIONS = "a block of options without dashes in front"
 
@@ -56,7 +56,7 @@ class ModelFile:
     def name(self) -> str:
         return self.path.stem
 
-    def options(self, block: Block, corpus: str) -> Options:
+    def options(self, block: OptionBlock, corpus: str) -> Options:
         """The options of `block` with what the file overrides for `corpus`."""
         overrides = self.settings.corpora.get(corpus, CorpusOverrides())
         return getattr(self.settings, block) | getattr(overrides, block)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.config.corpora import Hub
 from recipes.console.messages import say
-from recipes.data.pairs import Pairs, no_such_columns, pair_of, pairs_of_rows
+from recipes.data.pairs import Pairs, pair_of, pairs_of_rows, stored_columns
 from thoth_core.errors import UserError
 
 DATA_SET_FILES = (".parquet", ".jsonl", ".json", ".csv")
@@ -76,12 +76,9 @@ def _load(datasets: Any, location: str | Path, options: Hub, cache: str) -> Any:
 
 
 def _pairs(split: Any, columns: Sequence[str], origin: str) -> Pairs:
-    names = split.column_names
-    wanted = list(columns) if all(column in names for column in columns) else ["translation"]
-    if not set(wanted) <= set(names):
-        raise UserError(no_such_columns(origin, columns, names))
+    names = stored_columns(columns, split.column_names, origin)
     # Whole columns at once: record by record takes a hundred times as long.
-    values = split.select_columns(wanted)[:]
-    records = (dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True))
+    values = split.select_columns(names)[:]
+    records = (dict(zip(names, row, strict=True)) for row in zip(*(values[name] for name in names), strict=True))
     rows = [pair_of(record, columns, f"{origin}, row {number}") for number, record in enumerate(records, 1)]
     return pairs_of_rows(rows, origin, columns)

@@ -60,8 +60,20 @@ def pair_of(record: Any, columns: Sequence[str], where: str) -> tuple[str, str]:
     return source, target
 
 
+def stored_columns(columns: Sequence[str], present: Sequence[str], origin: str) -> list[str]:
+    """The columns of a table to read: `columns`, or the column "translation" whose records have them.
+
+    Raises:
+        UserError: the table, whose columns are `present`, has neither.
+    """
+    for names in (list(columns), ["translation"]):
+        if set(names) <= set(present):
+            return names
+    raise UserError(no_such_columns(origin, columns, present))
+
+
 def no_such_columns(where: str, columns: Sequence[str], present: Sequence[str]) -> str:
-    """The message for a table that has the columns `present` instead of the wanted ones."""
+    """The message for a table that has the columns `present` instead of `columns`."""
     others = ", ".join(map(str, present)) or "none"
     return (
         f"{where}: has no columns {columns[0]} and {columns[1]}, but {others}; name them with --columns SOURCE,TARGET"

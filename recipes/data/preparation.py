@@ -9,7 +9,7 @@ from recipes.data import sources
 from recipes.data.build import Ingredients, build
 from recipes.data.language_check import check_languages
 from recipes.data.prepared_corpus import Corpus, open_corpus
-from recipes.data.sources import Request
+from recipes.data.sources import CorpusRequest
 from recipes.data.splits import clean, leaks, table
 from recipes.storage.corpus_folder import CorpusFolder, FolderState, made
 from thoth_core.errors import UserError
@@ -17,9 +17,9 @@ from thoth_core.errors import UserError
 
 @dataclass(frozen=True)
 class Preparation:
-    """What to prepare: DATA/NAME from the requested text."""
+    """A request to build DATA/NAME from raw text."""
 
-    request: Request
+    request: CorpusRequest
     name: str
     subwords_of: str | None = None  # the prepared corpus whose sub-word models are used; None: they are learned
     force: bool = False  # whether to build the corpus again although it is there
@@ -102,7 +102,7 @@ class Preparation:
         return False
 
 
-def open_shared(name: str, request: Request) -> Corpus:
+def open_shared(name: str, request: CorpusRequest) -> Corpus:
     """The prepared corpus `name`, whose sub-word models and dictionaries fit the requested corpus.
 
     Raises:

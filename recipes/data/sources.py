@@ -22,7 +22,7 @@ SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
-class Request:
+class CorpusRequest:
     """A corpus file, and what the command line says about its raw text."""
 
     path: Path  # the corpus file
@@ -45,7 +45,7 @@ class Source:
     url: str | None = None  # reader wit3: where to download the archive from
 
 
-def locate(request: Request) -> Source:
+def locate(request: CorpusRequest) -> Source:
     """The source of the requested corpus's text.
 
     Raises:
@@ -75,7 +75,7 @@ def locate(request: Request) -> Source:
     return source
 
 
-def _locate_generator(request: Request) -> Source:
+def _locate_generator(request: CorpusRequest) -> Source:
     options = [*(["from"] if request.origin is not None else []), *(["columns"] if request.columns else [])]
     if unused := [*options, *request.named]:
         raise UserError(f"--{unused[0]}: corpus '{request.path.stem}' generates its text and reads none; leave it out")
@@ -92,7 +92,7 @@ def _has_training_text(origin: Path, corpus: CorpusSettings) -> bool:
     return train is not None and any((origin / name).exists() for name in (train, *sides))
 
 
-def _locate_data_set(request: Request) -> Source:
+def _locate_data_set(request: CorpusRequest) -> Source:
     options, origin, train = request.settings.hub, request.origin, request.settings.files.train
     if origin is None:
         if options.name is None:
@@ -113,7 +113,7 @@ def _locate_data_set(request: Request) -> Source:
     return Source("hub", identities, location=origin.resolve())
 
 
-def _locate_archive(request: Request) -> Source:
+def _locate_archive(request: CorpusRequest) -> Source:
     """WIT3's archive or folder given by --from, or the archive to download."""
     path, corpus, origin, sha256 = request.path, request.settings, request.origin, request.sha256
     pair = corpus.wit3.pair
@@ -147,7 +147,7 @@ def _locate_archive(request: Request) -> Source:
     return Source("wit3", [f"archive {actual}"], location=origin)
 
 
-def _locate_download(request: Request) -> Source:
+def _locate_download(request: CorpusRequest) -> Source:
     url, sha256 = request.settings.wit3.url, request.settings.wit3.sha256
     if url is None:
         raise UserError(
@@ -162,7 +162,7 @@ def _locate_download(request: Request) -> Source:
     return Source("wit3", [f"archive {sha256}"], location=target, url=url)
 
 
-def _locate_files(request: Request) -> Source:
+def _locate_files(request: CorpusRequest) -> Source:
     corpus, texts = request.settings, {}
     for split in SPLITS:
         if split == "valid" and corpus.valid.every:
@@ -217,7 +217,7 @@ def fingerprint(corpus: CorpusSettings, source: Source, shared: Corpus | None = 
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def read(source: Source, request: Request) -> tuple[dict[str, Pairs], dict[str, str]]:
+def read(source: Source, request: CorpusRequest) -> tuple[dict[str, Pairs], dict[str, str]]:
     """The raw splits "train", "valid", "test", "test1", ..., and the title of each test set.
 
     There is no "valid" where `valid.every` takes it from the training text.
@@ -253,7 +253,7 @@ def _read_text(text: Path, corpus: CorpusSettings) -> Pairs:
     return text_files.read_prefix(text, *corpus.languages)
 
 
-def _generate(request: Request) -> dict[str, Pairs]:
+def _generate(request: CorpusRequest) -> dict[str, Pairs]:
     sizes = {split: getattr(request.settings.quickstart, split) for split in SPLITS}
     try:
         generated = generate(request.settings.quickstart.seed, sizes)

@@ -1,4 +1,4 @@
-"""Readers of parallel text: plain or gzipped files, TSV, JSON lines, parquet, hub data sets.
+"""Readers of parallel text in files: plain or gzipped text, TSV, JSON lines, parquet.
 
 Each returns `Pairs`: the lines of both sides, strictly decoded and checked, and where they came from, so
 that every complaint can name a file and a line.
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.data.pairs import Pairs, no_such_columns, pair_of, pairs_of_rows, refuse_huge
+from recipes.data.pairs import Pairs, pair_of, pairs_of_rows, refuse_huge, stored_columns
 from thoth_core.errors import UserError
 
 TABLES = (".tsv", ".jsonl", ".parquet")
@@ -186,11 +186,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, str]]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = list(columns) if all(column in names for column in columns) else ["translation"]
-        if not set(wanted) <= set(names):
-            raise UserError(no_such_columns(str(path), columns, names))
-        records = file.read(columns=wanted).to_pylist()
+        names = stored_columns(columns, file.schema_arrow.names, str(path))
+        records = file.read(columns=names).to_pylist()
     except (pyarrow.ArrowException, OSError):
         raise UserError(f"{path}: is not a readable parquet file; copy it again") from None
     return [pair_of(record, columns, f"{path}, row {number}") for number, record in enumerate(records, 1)]

@@ -50,11 +50,11 @@ def evaluate(
         selection = dataclasses.replace(selection, search=search)
     known = facts.facts(selection, models[0], command)
     if loaded[0].is_language_model:
-        evaluation = _read(selection, loaded[0], known)
+        evaluation = _evaluate_language_model(selection, loaded[0], known)
     else:
         known["ensemble"] = models[1:]
         known["tuned"] = None if tuning is None else beam_tuning.tuned_search(tuning, selection)
-        evaluation = _translate(selection, loaded, known, pictures)
+        evaluation = _evaluate_translations(selection, loaded, known, pictures)
     table = score_table.table(evaluation.scores)
     with folders.replaced(output) as building:
         output_files.draw_training(building, selection.model.run)
@@ -68,7 +68,7 @@ def evaluate(
     print(evaluation.last_line)
 
 
-def _translate(
+def _evaluate_translations(
     selection: Selection, loaded: Sequence[LoadedCheckpoint], known: Mapping[str, Any], pictures: int
 ) -> Evaluation:
     """Translate the text and score the translations. `known` are the fields of the scores that are known already."""
@@ -151,7 +151,7 @@ def _sentences(
     ]
 
 
-def _read(selection: Selection, loaded: LoadedCheckpoint, known: Mapping[str, Any]) -> Evaluation:
+def _evaluate_language_model(selection: Selection, loaded: LoadedCheckpoint, known: Mapping[str, Any]) -> Evaluation:
     """Score a language model by its perplexity of the references."""
     model, task = model_loading.load_model(
         loaded.state,

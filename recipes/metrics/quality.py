@@ -7,7 +7,7 @@ from typing import Any
 from recipes.metrics.results import Score
 from thoth_core.errors import UserError
 
-# The scores that every translation has, and the titles of these and of the one that some have.
+# The metrics that every translation is scored by, and the titles of these and of the one that only some have.
 METRICS = ("bleu", "chrf", "ter")
 TITLES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "tokenised_bleu": "BLEU of tokens"}
 

@@ -8,15 +8,10 @@ from recipes.storage import disk, provenance
 
 def differences(system: System, scores: dict[str, Score], sentence_scores: list[tuple[float, float]]) -> list[str]:
     """A line for each difference between the files of `system` and its scores now."""
-    lines = []
-    recorded = system.scores.by_metric
-    for name, now in scores.items():
-        for key in ("signature", "score"):
-            then = getattr(recorded[name], key)
-            if then != getattr(now, key):
-                lines.append(
-                    f"the {key} of {quality.TITLES[name]} is {then} in {results.NAME}, but {getattr(now, key)} now"
-                )
+    lines = [
+        f"the {key} of {quality.TITLES[metric]} is {recorded} in {results.NAME}, but {now} now"
+        for metric, key, recorded, now in system.changed_scores(scores)
+    ]
     for sentence, scored in zip(system.sentences, sentence_scores, strict=True):
         if (sentence.bleu, sentence.chrf) != scored:
             lines.append(f"{sentences.NAME} has other scores of sentence {sentence.number}")

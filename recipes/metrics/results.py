@@ -19,7 +19,7 @@ AGAIN = "evaluate again (recipes/evaluate.sh)"
 
 LANGUAGE_MODEL: Final = "language_model"
 # The fields of TranslationScores that hold a corpus score, in the order in which they are shown.
-METRICS = ("bleu", "chrf", "ter", "tokenised_bleu")
+SCORE_FIELDS = ("bleu", "chrf", "ter", "tokenised_bleu")
 
 
 class Score(DocumentedRecord):
@@ -198,13 +198,13 @@ class TranslationScores(Scores):
 
     @property
     def by_metric(self) -> dict[str, Score]:
-        """The scores that there are, by their names in METRICS."""
-        scores = {name: getattr(self, name) for name in METRICS}
+        """The scores that there are, by their names in SCORE_FIELDS."""
+        scores = {name: getattr(self, name) for name in SCORE_FIELDS}
         return {name: score for name, score in scores.items() if score is not None}
 
     @property
     def signatures(self) -> dict[str, str]:
-        """The signature of each score, by its name in METRICS."""
+        """The signature of each score, by its name in SCORE_FIELDS."""
         return {name: score.signature for name, score in self.by_metric.items()}
 
     @property

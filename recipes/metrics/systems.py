@@ -1,6 +1,6 @@
 """Evaluations of translation models, opened to be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,14 @@ class System:
             quality.check_lines(*self.texts(name))
             scores |= quality.corpus_scores({name: metric}, *self.texts(name))
         return scores
+
+    def changed_scores(self, scores: Mapping[str, Score]) -> Iterator[tuple[str, str, object, object]]:
+        """Differences of `scores` from scores.json: (metric, "signature" or "score", value there, value now)."""
+        recorded = self.scores.by_metric
+        for metric, now in scores.items():
+            for key in ("signature", "score"):
+                if getattr(recorded[metric], key) != getattr(now, key):
+                    yield metric, key, getattr(recorded[metric], key), getattr(now, key)
 
     def rescored_sentences(self) -> list[tuple[float, float]]:
         """(BLEU, chrF2) of each sentence by the installed sacreBLEU with the settings of scores.json."""
@@ -113,15 +121,11 @@ def _check_same_sentences(system: System, first: System) -> None:
 def check_scores(system: System) -> None:
     """Raise a UserError unless scores.json has the scores that the installed sacreBLEU gives sentences.jsonl."""
     path = system.folder / results.NAME
-    recorded = system.scores.by_metric
-    for name, now in system.rescored().items():
-        for key in ("signature", "score"):
-            then = getattr(recorded[name], key)
-            if then != getattr(now, key):
-                raise UserError(
-                    f"{path}: the {key} of {quality.TITLES[name]} is {then}, but {sentences.NAME} gives "
-                    f"{getattr(now, key)}; score again with: recipes/score.sh --update {system.folder}"
-                )
+    for metric, key, recorded, now in system.changed_scores(system.rescored()):
+        raise UserError(
+            f"{path}: the {key} of {quality.TITLES[metric]} is {recorded}, but {sentences.NAME} gives {now}; "
+            f"score again with: recipes/score.sh --update {system.folder}"
+        )
 
 
 def check_sentence_scores(system: System) -> None:

@@ -27,7 +27,7 @@ class Difference(Record):
     """By paired bootstrap resampling of BLEU, as recipes/compare.sh computes it."""
 
 
-class System(Record):
+class PublishedSystem(Record):
     """One evaluated model. A field that was not recorded, or does not apply, is None."""
 
     name: str
@@ -87,7 +87,7 @@ class Translations(Record):
     """The day on which the figures were entered."""
     machine: str
     signatures: dict[Literal["BLEU", "chrF2", "TER"], str]
-    systems: Annotated[list[System], Field(min_length=1)]
+    systems: Annotated[list[PublishedSystem], Field(min_length=1)]
 
 
 class Table(Record):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.reporting import published_results
-from recipes.reporting.published_results import Difference, Measurement, Published, System, Table, Translations
+from recipes.reporting.published_results import Difference, Measurement, Published, PublishedSystem, Table, Translations
 from recipes.storage import disk
 from recipes.storage.provenance import ROOT
 from thoth_core.errors import UserError
@@ -27,7 +27,7 @@ def decimals(count: int) -> Format:
     return lambda value: f"{value:,.{count}f}"
 
 
-# Heading, field of `System`, format; a column is there if one system has the field.
+# Heading, field of `PublishedSystem`, format; a column is there if one system has the field.
 COLUMNS: tuple[tuple[str, str, Format], ...] = (
     ("parameters", "parameters", decimals(0)),
     ("updates", "updates", decimals(0)),
@@ -66,16 +66,16 @@ def interval_text(difference: Difference) -> str:
     return f"{low:+.2f} to {high:+.2f}".replace("-", "−")
 
 
-def system_name(system: System) -> str:
+def system_name(system: PublishedSystem) -> str:
     return f"`{system.name}`" + (f", {system.setting}" if system.setting else "")
 
 
-def system_rows(systems: list[System]) -> tuple[list[str], list[list[str]]]:
+def system_rows(systems: list[PublishedSystem]) -> tuple[list[str], list[list[str]]]:
     present = [column for column in COLUMNS if any(getattr(system, column[1]) is not None for system in systems)]
     with_settings = any(system.setting for system in systems)
     compared = any(system.difference for system in systems)
 
-    def row(system: System) -> list[str]:
+    def row(system: PublishedSystem) -> list[str]:
         cells = [f"`{system.name}`", *([system.setting] if with_settings else [])]
         for _, field, text in present:
             value = getattr(system, field)

@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from fairseq_compat import events
+from recipes.config.models import OptionValue
 from recipes.storage.disk import disk_errors, writable
 from recipes.storage.locks import Lock, locked
 from recipes.storage.records import Record, first_problem
@@ -33,8 +34,6 @@ from thoth_core.errors import UserError
 
 # A training whose launcher was killed ends by itself, within seconds unless the disk is busy.
 LOCK_PATIENCE = 15.0
-
-OptionValue = str | int | float | bool | None
 
 
 class RunRecord(Record):
@@ -129,7 +128,7 @@ class Run:
         Raises:
             UserError: an event breaks its schema.
         """
-        problems = []
+        reported: list[events.AnyEvent] = []
         lines = self.progress_path.read_bytes().split(b"\n") if self.progress_path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
@@ -138,8 +137,8 @@ class Run:
                 problem = f"{self.progress_path}: line {number}: {first_problem(error)}"
                 raise UserError(f"{problem}; {self.start_again}") from None
             if event is not None:
-                problems.append(event)
-        return events.remaining(problems)
+                reported.append(event)
+        return events.remaining(reported)
 
     def progress(self) -> list[dict[str, Any]]:
         """The figures that the training has reported, as dictionaries without the fields that are missing."""

@@ -17,8 +17,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from recipes.cli import compare, score
-from recipes.metrics import breakdown, quality, sentences
-from recipes.metrics import systems as comparing
+from recipes.metrics import breakdown, quality, sentences, systems
 from tests.support.evaluations import corpus, evaluation, language_model, translated
 from tests.support.recipe_runs import ROOT, files, recipe_environment, refusal, refused
 from thoth_core.errors import UserError
@@ -154,7 +153,7 @@ def test_parts_are_scored_as_corpora(three: list[Path], tmp_path: Path) -> None:
     """By length and by document every sentence is in one part; each is scored as a text of its own."""
     assert compared(*three, "--samples", 100, "--output", tmp_path / "found") == 0
     comparison = json.loads((tmp_path / "found/comparison.json").read_text())
-    system = comparing.open_system(three[2])
+    system = systems.open_system(three[2])
     for key, of in (
         ("by_document", lambda s: s.document),
         ("by_length", lambda s: min((len(s.source.split()) - 1) // 10, 5)),

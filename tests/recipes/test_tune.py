@@ -17,7 +17,7 @@ from recipes.evaluation import beam_tuning
 from recipes.evaluation.alignments import alignment
 from recipes.evaluation.selection import read_lines
 from recipes.evaluation.translator import ModelSource, Translator, load_translator
-from recipes.metrics import systems as comparing
+from recipes.metrics import systems
 from recipes.metrics.results import TuningRow
 from recipes.training.run import Run
 from tests.support.recipe_runs import files, refusal
@@ -119,8 +119,8 @@ def test_an_ensemble_is_evaluated_in_a_folder_of_its_own(two: Path, data: Path, 
     alone = evaluated(data, two, mini)
     assert scores["parameters"] == 2 * alone["parameters"]
     assert (folder / "hypotheses.txt").read_bytes() != (two / "found/hypotheses.txt").read_bytes()
-    system = comparing.open_system(folder)
-    comparing.check_scores(system)  # a real evaluation is what recipes/compare.sh takes
+    system = systems.open_system(folder)
+    systems.check_scores(system)  # a real evaluation is what recipes/compare.sh takes
     assert system.scores.searched_with.endswith("; mini (checkpoint_best.pt) + other (checkpoint_best.pt)")
 
 
@@ -189,7 +189,7 @@ def test_from_validation_to_the_call_of_the_evaluation(
     assert scores["tuned"]["file"] == "tuning.json"
     assert scores["tuned"]["rows"] == record["rows"]
     assert "(the best of 4 on valid)" in (two / "found/scores.txt").read_text()
-    assert "(tuned on valid)" in comparing.open_system(two / "found").scores.searched_with
+    assert "(tuned on valid)" in systems.open_system(two / "found").scores.searched_with
     before = path.read_bytes()
     assert tuned(data, two, mini, *grid) == 0
     assert path.read_bytes() == before  # nothing in it depends on the time

@@ -8,7 +8,7 @@ from recipes.reporting.sections.section import Figure, Section, figure
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostRow:
     """What a system took to train and to decode the test set."""
 
     system: SystemData
@@ -31,7 +31,7 @@ class CostSection(Section):
     id: str = "cost"
     title: str = "Speed and cost"
     template: str = "cost.html.jinja"
-    rows: list[Cost]
+    rows: list[CostRow]
     ensembles: bool
 
 
@@ -40,7 +40,7 @@ def cost_section(systems: Sequence[SystemData]) -> CostSection:
     return CostSection(rows=rows, ensembles=any(system.scores.ensemble for system in systems))
 
 
-def _cost(system: SystemData) -> Cost:
+def _cost(system: SystemData) -> CostRow:
     scores, exits = system.scores, system.scores.exits
     updates = [
         figure(model.updates, "{:,}", origin=f"ensemble.{place - 1}.updates" if place else "updates")
@@ -48,7 +48,7 @@ def _cost(system: SystemData) -> Cost:
     ]
     known = [each for each in updates if each is not None]
     origin = "" if scores.ensemble else "checkpoint_seconds"
-    return Cost(
+    return CostRow(
         system,
         parameters=figure(scores.parameters, "{:,}", origin="parameters"),
         updates=known if len(known) == len(updates) else [],

@@ -9,7 +9,7 @@ from recipes.reporting.sections.section import Section
 
 
 @dataclass(frozen=True)
-class Provenance:
+class ProvenanceRow:
     """What a system was measured with."""
 
     system: SystemData
@@ -23,9 +23,9 @@ class ProvenanceSection(Section):
     title: str = "How it was measured"
     template: str = "provenance.html.jinja"
     command: str
-    rows: list[Provenance]
+    rows: list[ProvenanceRow]
 
 
 def provenance_section(systems: Sequence[SystemData], command: str) -> ProvenanceSection:
-    rows = [Provenance(s, score_table.table(s.scores), s.scores.training_command) for s in systems]
+    rows = [ProvenanceRow(s, score_table.table(s.scores), s.scores.training_command) for s in systems]
     return ProvenanceSection(command=command, rows=rows)

@@ -10,7 +10,7 @@ from recipes.reporting.sections.section import Figure, Section, figure
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreCell:
     """A score of one system. A test adds the mean and half the width of the interval, and p (None: the baseline)."""
 
     score: Figure
@@ -20,14 +20,14 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricScores:
     """A metric with the scores of all systems."""
 
     title: str  # for the head of a column
     name: str
     signature: str
     test_signature: str
-    scores: list[Score]  # one of each system
+    scores: list[ScoreCell]  # one of each system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class ScoresSection(Section):
     id: str = "scores"
     title: str = "Scores"
     template: str = "scores.html.jinja"
-    metrics: list[Metric]
+    metrics: list[MetricScores]
     tested: bool
     meaning: str
 
@@ -48,14 +48,14 @@ def scores_section(systems: Sequence[SystemData], comparison: Comparison) -> Sco
         for system in systems:
             score = figure(system.scores.by_metric[metric].score, origin=f"{metric}.score")
             if not tests:
-                scores.append(Score(score))
+                scores.append(ScoreCell(score))
                 continue
             test = tests[metric].systems[system.number]
             mean, half_width, p_value = (
                 figure(getattr(test, key), form, origin=f"test.{metric}.{key}")
                 for key, form in (("mean", "{:,.2f}"), ("ci", "{:,.2f}"), ("p_value", "{:.4f}"))
             )
-            scores.append(Score(score, mean, half_width, p_value))
+            scores.append(ScoreCell(score, mean, half_width, p_value))
         test_signature = tests[metric].signature if tests else ""
-        metrics.append(Metric(quality.heading(metric), quality.TITLES[metric], signature, test_signature, scores))
+        metrics.append(MetricScores(quality.heading(metric), quality.TITLES[metric], signature, test_signature, scores))
     return ScoresSection(metrics=metrics, tested=bool(tests), meaning=comparison.meaning)

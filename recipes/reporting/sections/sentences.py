@@ -13,7 +13,7 @@ PER_PAGE = 25  # sentences; without scripts all are there, and static/report.css
 
 
 @dataclass(frozen=True)
-class Translation:
+class TranslationCell:
     """The translation of a sentence by a system."""
 
     system: SystemData
@@ -23,7 +23,7 @@ class Translation:
 
 
 @dataclass(frozen=True)
-class Sentence:
+class SentenceRow:
     """A sentence of the test set with its translations."""
 
     number: int
@@ -32,7 +32,7 @@ class Sentence:
     chrf: list[float]  # of each system, by which the page sorts
     source: str
     reference: str
-    translations: list[Translation]
+    translations: list[TranslationCell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class SentencesSection(Section):
     target_language: str
     count: int
     total: int
-    sentences: Iterator[Sentence]
+    sentences: Iterator[SentenceRow]
 
 
 def sentences_section(
@@ -55,7 +55,7 @@ def sentences_section(
 ) -> SentencesSection:
     """The sentences of the indices `order`, the first of them first; `progress` is called after each."""
 
-    def sentences() -> Iterator[Sentence]:
+    def sentences() -> Iterator[SentenceRow]:
         for index in order:
             yield _sentence(systems, index)
             progress()
@@ -69,7 +69,7 @@ def sentences_section(
     )
 
 
-def _sentence(systems: Sequence[SystemData], index: int) -> Sentence:
+def _sentence(systems: Sequence[SystemData], index: int) -> SentenceRow:
     first = systems[0].system.sentences[index]
     spaced = breakdown.has_spaces(systems[0].target_language)
     lowercase = "case:lc" in systems[0].scores.bleu.signature
@@ -78,8 +78,8 @@ def _sentence(systems: Sequence[SystemData], index: int) -> Sentence:
         line = system.system.sentences[index]
         segments = differences.segments(line.hypothesis, line.reference, spaced=spaced, lowercase=lowercase)
         bleu, chrf = figure(line.bleu, "{:.1f}", origin="bleu"), figure(line.chrf, "{:.1f}", origin="chrf")
-        translations.append(Translation(system, bleu, chrf, segments))
-    return Sentence(
+        translations.append(TranslationCell(system, bleu, chrf, segments))
+    return SentenceRow(
         number=index + 1,
         document=first.document,
         length=breakdown.length(first.source, systems[0].source_language),

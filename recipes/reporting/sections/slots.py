@@ -8,7 +8,7 @@ from recipes.reporting.sections.section import Figure, Section, figure
 
 
 @dataclass(frozen=True)
-class SlotUsage:
+class SlotsRow:
     """The use of the memory in one layer of a system."""
 
     system: SystemData
@@ -23,13 +23,13 @@ class SlotsSection(Section):
     id: str = "slots"
     title: str = "Slots of memories"
     template: str = "slots.html.jinja"
-    rows: list[SlotUsage]
+    rows: list[SlotsRow]
 
 
 def slots_section(systems: Sequence[SystemData]) -> SlotsSection | None:
     """None where no system has a memory."""
     rows = [
-        SlotUsage(
+        SlotsRow(
             system,
             layer,
             used=figure(usage.used, "{:.1f}%", origin=f"slot_usage.{layer}.used", scale=100),

@@ -12,7 +12,7 @@ LOSS_UNIT = "loss (bits per token)"
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationRow:
     """A validation during the training of a system."""
 
     system: SystemData
@@ -37,7 +37,7 @@ class TrainingSection(Section):
     template: str = "training.html.jinja"
     unit: str = LOSS_UNIT
     charts: list[Chart]
-    validations: list[Validation]
+    validations: list[ValidationRow]
     unrecorded: list[SystemData]  # systems without records of their training
     lost: list[LostRecords]
     ensembles: list[SystemData]
@@ -58,7 +58,7 @@ def training_section(systems: Sequence[SystemData]) -> TrainingSection | None:
     if not drawn:
         return None
     validations = [
-        Validation(
+        ValidationRow(
             system,
             updates=figure(record["updates"], "{:,}"),
             minutes=figure(record.get("seconds"), "{:,.1f}", scale=1 / 60),

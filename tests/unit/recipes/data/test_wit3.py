@@ -296,7 +296,7 @@ def test_shipped_corpora(name: str, tmp_path: Path) -> None:
     years = {"iwslt14": "IWSLT14", "iwslt15": "IWSLT15", "iwslt17": "IWSLT17"}[campaign]
     sets = [part for text in (corpus.wit3.valid, *corpus.wit3.test) if text for part in text.split(" + ")]
     assert all(part.startswith(f"{years}.TED") for part in sets)
-    request = sources.Request(path, corpus, tmp_path / "data")
+    request = sources.CorpusRequest(path, corpus, tmp_path / "data")
     if corpus.wit3.sha256:
         located = sources.locate(request)
         assert located.url is not None

@@ -17,7 +17,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_files_and_folders_respect_the_umask(umask: int, tmp_path: Path) -> None:
-    disk.write_json(tmp_path / "a.json", {"a": "ü"})
+    disk.write_atomically(tmp_path / "a.json", '{"a": "ü"}')
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~umask
     with folders.replaced(tmp_path / "folder"):
         pass
