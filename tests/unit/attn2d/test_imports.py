@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow  # each test starts a Python that imports fairseq
+
 PLAIN = (
     "attn2d",
     "attn2d.aggregators",

@@ -12,6 +12,8 @@ from attn2d.backend import Backend
 from attn2d.model import PervasiveModel
 from tests.support.attn2d_models import random_tokens, small_model
 
+pytestmark = pytest.mark.slow  # eight threads translate
+
 PAD = 1
 THREADS = 8
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # each test starts a Python that imports fairseq
+
 PLAIN = [
     "depth_adaptive",
     *(f"depth_adaptive.{name}" for name in ("halting", "oracles", "losses", "flops", "calibration", "ops")),

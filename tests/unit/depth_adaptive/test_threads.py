@@ -10,6 +10,8 @@ from torch import Tensor
 from depth_adaptive import halting
 from tests.support.depth_models import POLICIES, beam, built, policies, run, sentences
 
+pytestmark = pytest.mark.slow  # eight threads translate
+
 THREADS = 8
 BATCHES = [
     (sentences(5, 9, 3, 7, seed=seed, left=True), sentences(6, 4, 7, 3, seed=seed + 50)) for seed in range(2 * THREADS)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # each test starts a Python that imports fairseq
+
 
 @pytest.mark.parametrize("plugin", ["attn2d", "depth_adaptive", "memory_layers"])
 def test_a_package_that_is_imported_already_registers(plugin: str) -> None:

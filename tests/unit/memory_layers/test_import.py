@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # each test starts a Python that imports fairseq
+
 PLAIN = ("memory_layers", "ops", "reference", "product_key", "row_adam", "table", "usage", "exchange", "capacity")
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from memory_layers import ProductKeyMemory, ValueTable, ops
 from tests.unit.memory_layers.test_model import dictionary, logits, sentences, translator
 
+pytestmark = pytest.mark.slow  # several threads translate
+
 THREADS = 8
 
 

@@ -23,6 +23,8 @@ from memory_layers.row_updates import AdamState, AdamStep, RowGradients
 from tests.support.memory_brute_force import KINDS, best, hard_rows, same_bits
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # the emulation is compiled first
+
 KERNELS = ROOT / "memory_layers" / "csrc" / "cuda"
 SIMT = ROOT / "tests" / "support" / "simt"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # numbered as in simt/kernels.cpp

@@ -41,6 +41,7 @@ def test_an_alignment_is_dark_where_the_weights_are(tmp_path: Path) -> None:
     assert 0.1 < columns.mean() / width < 0.45  # the second column of six
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 60])
 def test_the_picture_grows_with_the_sentence(count: int, tmp_path: Path) -> None:
     words = [f"word{index}" for index in range(count)]

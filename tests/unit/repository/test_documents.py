@@ -166,6 +166,7 @@ def helps() -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @every_document
 def test_options_of_recipes_exist(document: Path, helps: dict[str, str]) -> None:
     for script, *words in commands(document):
@@ -178,6 +179,7 @@ def test_options_of_recipes_exist(document: Path, helps: dict[str, str]) -> None
                 assert word in known, f"{document.name}: {script} has no {word}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", sorted(path.name for path in ROOT.glob("recipes/*.sh") if path.stem != "environment")
 )

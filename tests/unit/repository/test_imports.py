@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow  # each test starts a Python that imports fairseq
 
 PACKAGES = ("thoth_core", "fairseq_compat", "attn2d", "depth_adaptive", "memory_layers", "recipes")
 

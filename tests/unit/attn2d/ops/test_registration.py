@@ -15,6 +15,7 @@ from tests.support.grid_operators import DTYPES, TOLERANCE, assert_close, conv_i
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.mark.slow
 def test_opcheck(native):
     def grid(*shape):
         return torch.randn(*shape, requires_grad=True)

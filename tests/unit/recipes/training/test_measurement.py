@@ -28,6 +28,7 @@ def planned(corpus: str, model: object, data: Path, *extra: str, options: tuple[
     return train.make_plan(train.parser().parse_args(arguments), extra)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_a_size(model: str, iwslt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["iwslt14.de-en", model, "--data", str(iwslt), "--runs", str(iwslt / "runs"), "--cpu", "--dry-run"]
