@@ -47,9 +47,9 @@ class LoadedCheckpoint:
         """Seconds of training to this checkpoint; None if the run does not say."""
         updates = self.updates
         seconds = [
-            record["seconds"]
-            for record in self.selected.run.progress()
-            if record.get("updates") == updates and record.get("seconds") is not None
+            figures.seconds
+            for figures in self.selected.run.figures()
+            if figures.updates == updates and figures.seconds is not None
         ]
         return min(seconds, default=None)
 

@@ -85,5 +85,5 @@ def draw_slots(folder: Path, usages: Mapping[str, Any]) -> None:
 
 
 def draw_training(folder: Path, run: Run) -> None:
-    """training.png, if the training left records."""
-    plot_training(run.progress(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")
+    """training.png, if the training reported losses."""
+    plot_training(run.figures(), folder / "training.png", f"{run.folder.name} on {run.folder.parent.name}")

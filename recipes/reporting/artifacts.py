@@ -1,16 +1,16 @@
 """What a report shows of an evaluation beside its scores and sentences: losses, exits, alignments, slots."""
 
 import base64
-import math
 import re
 from dataclasses import dataclass
 
+from fairseq_compat.events import Figures
 from recipes.metrics import decoding_traces
 from recipes.metrics.decoding_traces import SentenceAlignment, SentenceExits
 from recipes.metrics.results import AGAIN, TranslationScores
 from recipes.metrics.systems import System
-from recipes.reporting import training_records
-from recipes.reporting.training_records import LossRecords, ProgressRecord
+from recipes.reporting import losses
+from recipes.reporting.losses import Losses
 from recipes.training.run import Run
 from thoth_core.errors import UserError
 
@@ -22,8 +22,8 @@ class SystemData:
     system: System
     number: int  # its position in the report, from 0
     label: str
-    train: list[ProgressRecord]
-    valid: list[ProgressRecord]
+    train: list[Figures]
+    valid: list[Figures]
     exits: list[SentenceExits] | None  # of every sentence
     alignments: list[SentenceAlignment]
     slots: dict[str, str]  # pictures by layer, as data: URLs
@@ -60,21 +60,12 @@ def read(system: System, number: int, label: str) -> SystemData:
     )
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_losses(system: System) -> LossRecords:
-    """The records of the run in which the evaluation lies; none if it lies elsewhere or in the run of another model."""
+def read_losses(system: System) -> Losses:
+    """The losses of the run in which the evaluation lies; none if it lies elsewhere or in the run of another model."""
     run = Run(system.folder.resolve().parent)
     if not run.record_path.is_file() or run.folder.name != system.scores.model:
-        return LossRecords([], [])
-    losses = training_records.with_losses(run.progress())
-    for record in (*losses.train, *losses.valid):
-        for name in ("updates", "loss", "nll_loss", "seconds"):
-            if record.get(name) is not None and not is_number(record[name]):
-                raise UserError(f"{run.progress_path}: {name} must be a number, but is {record[name]!r}; train again")
-    return losses
+        return Losses([], [])
+    return losses.with_losses(run.figures())
 
 
 def read_exits(system: System) -> list[SentenceExits] | None:

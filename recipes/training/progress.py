@@ -13,7 +13,7 @@ class Progress:
 
     def __init__(self, run: Run, limits: Mapping[str, Any]):
         self.limits = limits
-        self.figures: list[Figures] = [event for event in run.events() if isinstance(event, Figures)]
+        self.figures = run.figures()
 
     def rewind(self, updates: int) -> None:
         """Forget the figures after that update: the training resumes from a checkpoint of it."""

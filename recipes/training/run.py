@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from fairseq_compat import events
+from fairseq_compat.events import Figures
 from recipes.config.models import OptionValue
 from recipes.storage.disk import disk_errors, writable
 from recipes.storage.locks import Lock, locked
@@ -140,9 +141,9 @@ class Run:
                 reported.append(event)
         return events.remaining(reported)
 
-    def progress(self) -> list[dict[str, Any]]:
-        """The figures that the training has reported, as dictionaries without the fields that are missing."""
-        return [event.model_dump(exclude_none=True) for event in self.events() if isinstance(event, events.Figures)]
+    def figures(self) -> list[Figures]:
+        """The figures that the training has reported. Raises UserError as `events`."""
+        return [event for event in self.events() if isinstance(event, Figures)]
 
     def results(self) -> list[Path]:
         """The files and folders that were made from the trained model."""

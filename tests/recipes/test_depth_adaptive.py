@@ -40,7 +40,7 @@ def test_full_depth_is_the_last_exit(depth: Path, data: Path) -> None:
 
 def test_the_losses_of_each_exit_are_kept_and_told(depth: Path) -> None:
     run = Run(depth / "runs/toy/depth")
-    records = run.progress()
+    records = [figures.model_dump(exclude_none=True) for figures in run.figures()]
     assert {record["kind"] for record in records} == {"train", "epoch", "valid"}
     for record in records:
         assert [name for name in record if name.startswith("nll_") and name != "nll_loss"] == [

@@ -31,8 +31,8 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
 
     A training killed in between never reports that one.
     """
-    records = Run(folder / "toy/mini").progress()
-    return [(r["kind"], r["updates"], r["loss"]) for r in records if r["kind"] != "epoch"]
+    figures = Run(folder / "toy/mini").figures()
+    return [(each.kind, each.updates, each.loss) for each in figures if each.kind != "epoch"]
 
 
 def assert_same_training(one: Path, other: Path) -> None:
@@ -66,12 +66,12 @@ def test_a_run_leaves_its_records(finished: Path, data: Path) -> None:
     assert record.corpus_fingerprint == json.loads((data / "toy/corpus.json").read_text())["fingerprint"]
     assert "-m fairseq_compat.train" in record.command
     assert "--update-epoch-batch-itr True" in record.command
-    kinds = [r["kind"] for r in run.progress()]
+    kinds = [figures.kind for figures in run.figures()]
     assert kinds.count("valid") == 4
     assert kinds.count("epoch") == 4
     assert kinds.count("train") > 4
-    assert record.updates == run.progress()[-1]["updates"]
-    seconds = [r["seconds"] for r in run.progress()]
+    assert record.updates == run.figures()[-1].updates
+    seconds = [figures.seconds for figures in run.figures()]
     assert seconds == sorted(seconds)
     names = {path.name for path in run.checkpoints.iterdir()}
     assert names == {f"checkpoint{x}.pt" for x in ("1", "2", "3", "4", "_best", "_last")}

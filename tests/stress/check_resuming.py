@@ -186,10 +186,7 @@ def compare(one: Run, other: Run) -> dict[str, list[str]]:
 
 
 def losses(run: Run) -> list[tuple[tuple[str, int], tuple[Any, ...]]]:
-    return [
-        ((r["kind"], r["updates"]), tuple(r.get(key) for key in ("loss", "nll_loss", "lr", "gradient_norm", "epoch")))
-        for r in run.progress()
-    ]
+    return [((f.kind, f.updates), (f.loss, f.nll_loss, f.lr, f.gradient_norm, f.epoch)) for f in run.figures()]
 
 
 def main() -> int:
@@ -216,7 +213,7 @@ def main() -> int:
             start = time.monotonic()
             completed("train", *call(name))
             seconds.append(time.monotonic() - start)
-        training = max(run.progress()[-1]["seconds"] for run in (trained["once"], trained["twice"]))
+        training = max(run.figures()[-1].seconds or 0 for run in (trained["once"], trained["twice"]))
         starting = statistics.mean(seconds) - training
         print(f"{seconds[0]:.0f} s and {seconds[1]:.0f} s without interruption, {training:.0f} s of them training")
 
@@ -238,8 +235,8 @@ def main() -> int:
             time.sleep(moment)
             if not kill(process, victim, trained["killed"]):
                 sys.exit(f"it ended before kill {number}; give more --epochs:\n{Path('log.txt').read_text()[-2000:]}")
-            standing = trained["killed"].progress()[-1:]
-            resumed_at.append(standing[0]["updates"] if standing else 0)
+            standing = trained["killed"].figures()[-1:]
+            resumed_at.append(standing[0].updates if standing else 0)
             saved = len(list(trained["killed"].checkpoints.glob("*.pt")))
             print(f"{number:>4}  {when:<23}  {victim:<20} {f'update {resumed_at[-1]}':<12} {saved:>11}", flush=True)
         completed("train", *call("killed"))
@@ -266,7 +263,7 @@ def main() -> int:
                 "kills": dict(Counter(order)),
                 "tensors": tensors,
                 "losses": reported,
-                "updates": trained["once"].progress()[-1]["updates"],
+                "updates": trained["once"].figures()[-1].updates,
                 "killed_at_updates": resumed_at,
                 "differences": {n: {kind: len(i) for kind, i in wrong.items()} for n, wrong in differences.items()},
                 "seconds": round(time.monotonic() - begun, 1),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipes.reporting import charts, training_records
+from recipes.reporting import charts, losses
 from recipes.reporting.artifacts import SystemData
 from recipes.reporting.charts import Chart
 from recipes.reporting.sections.section import Figure, Section, figure
@@ -46,12 +46,12 @@ class TrainingSection(Section):
 def training_section(systems: Sequence[SystemData]) -> TrainingSection | None:
     """None where no system has a loss to draw."""
     drawn = []
-    for key, scale, label in (("updates", 1.0, "updates"), ("seconds", 1 / 60, "minutes of training")):
+    for axis, scale, label in losses.AXES:
         series = [
             charts.Series(system.number, points, faint)
             for system in systems
-            for records, faint in ((system.train, True), (system.valid, False))
-            if (points := training_records.points(records, key, scale))
+            for figures, faint in ((system.train, True), (system.valid, False))
+            if (points := losses.points(figures, axis, scale))
         ]
         if series:
             drawn.append(charts.line_chart(series, title=f"Loss against {label}", x_label=label, y_label=LOSS_UNIT))
@@ -60,19 +60,18 @@ def training_section(systems: Sequence[SystemData]) -> TrainingSection | None:
     validations = [
         ValidationRow(
             system,
-            updates=figure(record["updates"], "{:,}"),
-            minutes=figure(record.get("seconds"), "{:,.1f}", scale=1 / 60),
-            loss=figure(training_records.loss(record), "{:.3f}"),
+            updates=figure(validation.updates, "{:,}"),
+            minutes=figure(validation.seconds, "{:,.1f}", scale=1 / 60),
+            loss=figure(losses.loss(validation), "{:.3f}"),
         )
         for system in systems
-        for record in system.valid
+        for validation in system.valid
     ]
     recorded = {system.number: [*system.train, *system.valid] for system in systems}
     lost = [
-        LostRecords(system, count, len(records))
+        LostRecords(system, count, len(figures))
         for system in systems
-        if (records := recorded[system.number])
-        and (count := sum(training_records.loss(record) is None for record in records))
+        if (figures := recorded[system.number]) and (count := sum(losses.loss(each) is None for each in figures))
     ]
     return TrainingSection(
         charts=drawn,

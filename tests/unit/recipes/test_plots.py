@@ -1,12 +1,13 @@
 """recipes.reporting.plots: PNG files that show the data."""
 
+import math
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from fairseq_compat.events import Figures
 from recipes.reporting.plots.alignment import plot_alignment
 from recipes.reporting.plots.exits import plot_exits
 from recipes.reporting.plots.slots import plot_slots
@@ -63,20 +64,20 @@ def test_weights_must_fit_the_words(tmp_path: Path) -> None:
     assert not (tmp_path / "a.png").exists()
 
 
-def records() -> list[dict[str, Any]]:
+def figures() -> list[Figures]:
     train = [
-        {"kind": "train", "updates": n, "seconds": n / 2, "loss": 9 - n / 50, "nll_loss": 8 - n / 50}
+        Figures(kind="train", updates=n, seconds=n / 2, loss=9 - n / 50, nll_loss=8 - n / 50)
         for n in range(10, 200, 10)
     ]
     valid = [
-        {"kind": "valid", "updates": n, "seconds": n / 2, "loss": loss, "nll_loss": loss - 1}
+        Figures(kind="valid", updates=n, seconds=n / 2, loss=loss, nll_loss=loss - 1)
         for n, loss in ((50, 8.0), (100, 6.5), (150, 6.0), (190, 6.2))
     ]
     return [*train, *valid]
 
 
 def test_training_curves_are_drawn(tmp_path: Path) -> None:
-    assert plot_training(records(), tmp_path / "t.png", "a model on a corpus")
+    assert plot_training(figures(), tmp_path / "t.png", "a model on a corpus")
     picture = read(tmp_path / "t.png")
     red = (picture[:, :, 0] > 0.6) & (picture[:, :, 1] < 0.4)
     # Both panels have a curve of validations.
@@ -87,7 +88,7 @@ def test_training_curves_are_drawn(tmp_path: Path) -> None:
 
 def test_the_same_records_are_the_same_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert plot_training(records(), tmp_path / f"{name}.png", "t")
+        assert plot_training(figures(), tmp_path / f"{name}.png", "t")
         plot_alignment(SOURCE, TARGET, np.eye(6), tmp_path / f"{name}2.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a2.png").read_bytes() == (tmp_path / "b2.png").read_bytes()
@@ -95,29 +96,31 @@ def test_the_same_records_are_the_same_file(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     """In training and in a validation, the first of which would be the least of all."""
-    lost = {"updates": 40, "seconds": 20.0, "loss": float("nan"), "nll_loss": float("nan")}
-    lines = [{"kind": "valid", **lost}, {"kind": "train", **lost, "nll_loss": float("inf")}, *records()]
-    assert plot_training(records(), tmp_path / "a.png", "t")
-    assert plot_training(lines, tmp_path / "b.png", "t")
+    lost = [
+        Figures(kind="valid", updates=40, seconds=20.0, loss=math.nan, nll_loss=math.nan),
+        Figures(kind="train", updates=40, seconds=20.0, loss=math.nan, nll_loss=math.inf),
+    ]
+    assert plot_training(figures(), tmp_path / "a.png", "t")
+    assert plot_training([*lost, *figures()], tmp_path / "b.png", "t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert not plot_training(lines[:2], tmp_path / "c.png", "t")
+    assert not plot_training(lost, tmp_path / "c.png", "t")
 
 
 @pytest.mark.parametrize(
     "few",
     [
-        [{"kind": "valid", "updates": 5, "loss": 4.0, "seconds": 1.0}],
-        [{"kind": "train", "updates": 5, "loss": 4.0, "seconds": 1.0}],
-        [{"kind": "epoch", "updates": 5, "loss": 4.0}, {"kind": "valid", "updates": 5, "loss": 4.0}],
+        [Figures(kind="valid", updates=5, loss=4.0, seconds=1.0)],
+        [Figures(kind="train", updates=5, loss=4.0, seconds=1.0)],
+        [Figures(kind="epoch", updates=5, loss=4.0), Figures(kind="valid", updates=5, loss=4.0)],
     ],
 )
-def test_few_records_are_enough(few: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_few_records_are_enough(few: list[Figures], tmp_path: Path) -> None:
     assert plot_training(few, tmp_path / "t.png", "t")
     assert read(tmp_path / "t.png").size > 0
 
 
-@pytest.mark.parametrize("nothing", [[], [{"kind": "train"}], [{"kind": "other", "updates": 1, "loss": 1.0}]])
-def test_without_records_nothing_is_drawn(nothing: list[dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("nothing", [[], [Figures(kind="train", updates=1)]])
+def test_without_records_nothing_is_drawn(nothing: list[Figures], tmp_path: Path) -> None:
     assert not plot_training(nothing, tmp_path / "t.png", "t")
     assert not (tmp_path / "t.png").exists()
 

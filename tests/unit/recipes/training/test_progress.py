@@ -33,10 +33,10 @@ def test_figures_beyond_the_checkpoint_do_not_count(tmp_path: Path) -> None:
         events.append(run.progress_path, figures(updates=updates, loss=1.0))
     with run.progress_path.open("a") as file:
         file.write('{"kind": "tra')
-    assert [record["updates"] for record in run.progress()] == [10, 20, 30]
+    assert [record.updates for record in run.figures()] == [10, 20, 30]
     events.append(run.progress_path, events.Resumed(kind="resumed", checkpoint="x.pt", epoch=1, updates=20))
     events.append(run.progress_path, figures(updates=30, loss=1.5))
-    assert [(record["updates"], record["loss"]) for record in run.progress()] == [(10, 1.0), (20, 1.0), (30, 1.5)]
+    assert [(record.updates, record.loss) for record in run.figures()] == [(10, 1.0), (20, 1.0), (30, 1.5)]
     state = Progress(run, {})
     state.rewind(10)
     state.add(figures(updates=15))
@@ -48,9 +48,9 @@ def test_an_old_progress_file_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path)
     line = '{"kind": "valid", "epoch": 1, "loss": NaN, "updates": 3, "accuracy_1": 41.5, "seconds": 4.2}\n'
     run.progress_path.write_text(line)
-    (record,) = run.progress()
-    assert record["accuracy_1"] == 41.5
-    assert record["loss"] != record["loss"]
+    (record,) = run.figures()
+    assert record.model_extra == {"accuracy_1": 41.5}
+    assert record.loss != record.loss
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_wrong_event_is_refused_by_its_line(line: str, field: str, tmp_path: P
     run.create()
     run.progress_path.write_text('{"kind": "parameters", "count": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=rf"progress.jsonl: line 2: .*{field}.*recipes/train.sh toy mini --force"):
-        run.progress()
+        run.figures()
 
 
 def test_a_validation_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> None:
