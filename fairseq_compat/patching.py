@@ -14,7 +14,7 @@ def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 
     Args:
         owner: a class or module of fairseq.
-        name: one of its functions.
+        name: one of its functions or properties.
         make: returns the replacement for the function that it is given.
     """
     if RECORD not in vars(owner):

@@ -81,8 +81,8 @@ class ProductKeyAdam(FairseqAdam, TableOptimizer):
         master = not (self.cfg.memory_efficient_fp16 or self.cfg.memory_efficient_bf16)
         if tables:
             values = tables[0].weight
-            bytes_a_value = 8 + 4 * (master and values.dtype in (torch.float16, torch.bfloat16))
-            size = bytes_a_value * sum(table.weight.numel() for table in tables)
+            bytes_per_value = 8 + 4 * (master and values.dtype in (torch.float16, torch.bfloat16))
+            size = bytes_per_value * sum(table.weight.numel() for table in tables)
             check_room(size, values.device, f"the optimizer's state of {', '.join(map(str, tables))}")
         self.rows = RowAdam(
             tables,

@@ -19,6 +19,7 @@ from typing import Any
 from fairseq.trainer import Trainer
 from torch import nn
 
+from fairseq_compat import patching
 from memory_layers.config import OPTIMIZER, check_backend
 from memory_layers.exchange import processes
 from memory_layers.table import tables_of
@@ -26,8 +27,6 @@ from memory_layers.usage_recording import ignored_batch
 from thoth_core.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-MARKER = "_supports_value_tables"  # an attribute of a Trainer that is wrapped
 
 
 class TableOptimizer(ABC):
@@ -44,17 +43,11 @@ class TableOptimizer(ABC):
 
 def install(trainer: type = Trainer) -> None:
     """Wrap the methods of ``trainer``; calling it again changes nothing."""
-    if MARKER in vars(trainer):
-        return
-    patched: Any = trainer
-    patched._build_optimizer = _build_optimizer(patched._build_optimizer)
-    patched.zero_grad = _zero_grad(patched.zero_grad)
-    patched.valid_step = _valid_step(patched.valid_step)
-    patched.save_checkpoint = _save_checkpoint(patched.save_checkpoint)
-    patched.always_call_state_dict_during_save_checkpoint = property(
-        _is_saved_together(patched.always_call_state_dict_during_save_checkpoint.fget)
-    )
-    setattr(trainer, MARKER, True)
+    patching.replace(trainer, "_build_optimizer", _build_optimizer)
+    patching.replace(trainer, "zero_grad", _zero_grad)
+    patching.replace(trainer, "valid_step", _valid_step)
+    patching.replace(trainer, "save_checkpoint", _save_checkpoint)
+    patching.replace(trainer, "always_call_state_dict_during_save_checkpoint", _is_saved_together)
 
 
 def inner_optimizer(optimizer: Any) -> Any:
@@ -151,9 +144,9 @@ def _save_checkpoint(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     return save_with_all_processes
 
 
-def _is_saved_together(always: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _is_saved_together(always: property) -> property:
     def always_with_shards(self: Any) -> bool:
         # The first process saves the whole of a sharded table: all must take part.
-        return always(self) or any(table.sharded for table in tables_of(self.model))
+        return always.__get__(self) or any(table.sharded for table in tables_of(self.model))
 
-    return always_with_shards
+    return property(always_with_shards)
