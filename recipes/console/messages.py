@@ -16,10 +16,12 @@ INTERVAL = 10.0  # seconds between two lines of progress, where there is no term
 
 
 def say(message: str) -> None:
+    """Print a line on standard output at once."""
     print(message, flush=True)
 
 
 def warn(message: str) -> None:
+    """Print a warning on standard error."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

@@ -74,7 +74,7 @@ def lines_of(content: bytes, origin: str) -> list[str]:
     return lines
 
 
-# --- a prefix: one file a language --------------------------------------------------------------------------
+# --- a prefix: one file per language --------------------------------------------------------------------------
 
 
 def read_prefix(prefix: Path, source: str, target: str) -> Pairs:

@@ -124,7 +124,7 @@ def calibrate(selection: Selection, request: CalibrationRequest, *, command: Seq
         policy=request.policy,
         language=selection.corpus.target,
     )
-    given_temperature = trials.options.exit_temperature
+    initial_temperature = trials.options.exit_temperature
     threshold, resplits, notes = _choose(trials, request, selection)
     if threshold is not None:
         trials.decoded(threshold)
@@ -132,7 +132,7 @@ def calibrate(selection: Selection, request: CalibrationRequest, *, command: Seq
     overrides = ["exit_policy=full"]
     if threshold is not None:
         overrides = [f"exit_policy={request.policy}", f"exit_threshold={option_value(threshold)}"]
-        if trials.options.exit_temperature != given_temperature:
+        if trials.options.exit_temperature != initial_temperature:
             overrides.append(f"exit_temperature={trials.options.exit_temperature}")
     assert trials.full.bleu is not None
     has_guarantee = request.goal == "disagreement"

@@ -121,7 +121,7 @@ class Translator:
     ) -> list[list[Mapping[str, Any]]]:
         """Every finished hypothesis of each sentence; `best_texts` chooses among them. An empty sentence has none.
 
-        fairseq's length penalty affects neither which hypotheses are found nor when the search ends
+        fairseq's length penalty affects neither which hypotheses the search finishes nor when the search ends
         (SequenceGenerator.finalize_hypos), so that one search serves every penalty.
         """
         unpenalised = search.model_copy(update={"lenpen": 0.0})

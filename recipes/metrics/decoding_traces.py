@@ -1,6 +1,6 @@
 """exits.jsonl and alignments.jsonl: what a model reports about its decoding of each sentence.
 
-Both lie in the folder of an evaluation, with one JSON object a line.
+Both lie in the folder of an evaluation, with one JSON object per line.
 """
 
 from typing import Self

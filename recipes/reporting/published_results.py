@@ -66,6 +66,8 @@ class PublishedSystem(Record):
 
 
 class Commits(Record):
+    """The commits of the checkout that trained and that evaluated the systems."""
+
     trained: list[Commit]
     evaluated: list[Commit]
 
@@ -135,6 +137,7 @@ def read(path: Path) -> Published:
 
 
 def check_differences(path: Path, result: Translations) -> None:
+    """Raise a UserError unless each difference in BLEU is that of two systems of the file."""
     bleu = {system.label: system.bleu for system in result.systems}
     if len(bleu) != len(result.systems):
         raise UserError(f"{path}: two systems have the same name and setting")

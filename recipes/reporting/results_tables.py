@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.metrics.markdown import row, rule
 from recipes.reporting import published_results
 from recipes.reporting.published_results import Difference, Measurement, Published, PublishedSystem, Table, Translations
 from recipes.storage import disk
@@ -47,19 +48,22 @@ COLUMNS: tuple[tuple[str, str, Format], ...] = (
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    """A table in Markdown."""
+    return "\n".join([row(*columns), rule(len(columns)), *(row(*cells) for cells in rows)]) + "\n"
 
 
 def difference_text(difference: Difference) -> str:
+    """The difference in BLEU with its sign."""
     return f"{difference.bleu:+.2f}".replace("-", "−")
 
 
 def p_text(difference: Difference) -> str:
+    """The p-value, if it is known."""
     return "not recorded" if difference.p is None else f"{difference.p:g}"
 
 
 def interval_text(difference: Difference) -> str:
+    """The 95% interval, if it is known."""
     if difference.interval is None:
         return "not recorded"
     low, high = difference.interval
@@ -67,15 +71,17 @@ def interval_text(difference: Difference) -> str:
 
 
 def system_name(system: PublishedSystem) -> str:
+    """The name as code, with the setting after a comma if there is one."""
     return f"`{system.name}`" + (f", {system.setting}" if system.setting else "")
 
 
 def system_rows(systems: list[PublishedSystem]) -> tuple[list[str], list[list[str]]]:
+    """The headings of the columns that some system has, and a row for each system."""
     present = [column for column in COLUMNS if any(getattr(system, column[1]) is not None for system in systems)]
     with_settings = any(system.setting for system in systems)
     compared = any(system.difference for system in systems)
 
-    def row(system: PublishedSystem) -> list[str]:
+    def cells_of(system: PublishedSystem) -> list[str]:
         cells = [f"`{system.name}`", *([system.setting] if with_settings else [])]
         for _, field, text in present:
             value = getattr(system, field)
@@ -86,18 +92,21 @@ def system_rows(systems: list[PublishedSystem]) -> tuple[list[str], list[list[st
         return cells
 
     headings = ["model", *(["setting"] if with_settings else []), *(heading for heading, _, _ in present)]
-    return [*headings, *(["difference in BLEU", "p"] if compared else [])], [row(system) for system in systems]
+    return [*headings, *(["difference in BLEU", "p"] if compared else [])], [cells_of(system) for system in systems]
 
 
 def code(lines: list[str]) -> str:
+    """A block of code in Markdown."""
     return "".join(f"    {line}\n" if line else "\n" for line in lines)
 
 
 def listed(commits: list[str]) -> str:
+    """The commits after the word "commit" or "commits"."""
     return f"commit{'s' if len(commits) > 1 else ''} " + ", ".join(commits)
 
 
 def translations_block(result: Translations) -> str:
+    """The block of the page for scores of translations."""
     seeds = sorted({system.seeds for system in result.systems})
     runs = "one run (one seed) of each model" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds of each model"
     baselines = {system.difference.baseline for system in result.systems if system.difference}
@@ -115,6 +124,8 @@ def translations_block(result: Translations) -> str:
 
 
 def table_block(table: Table) -> str:
+    """A table under its caption, if it has one."""
+
     def cell(value: str | int | float) -> str:
         if isinstance(value, str):
             return value
@@ -125,6 +136,7 @@ def table_block(table: Table) -> str:
 
 
 def measurement_block(result: Measurement) -> str:
+    """The block of the page for any other measurement."""
     tables = "\n".join(table_block(table) for table in result.tables)
     return (
         f"{code(result.commands)}\n{tables}\n"
@@ -138,6 +150,7 @@ def anchor(title: str) -> str:
 
 
 def summary_rows(results: Mapping[str, Published]) -> Iterator[list[str]]:
+    """The cells of the summary: a row for each system with a cost."""
     for result in results.values():
         if not isinstance(result, Translations):
             continue
@@ -159,6 +172,7 @@ def summary_rows(results: Mapping[str, Published]) -> Iterator[list[str]]:
 
 
 def summary(results: Mapping[str, Published]) -> str:
+    """The table of models beside their baselines."""
     columns = ["model", "corpus", "BLEU", "baseline", "difference", "its 95% interval", "p", "seeds", "cost"]
     return markdown(columns, list(summary_rows(results)))
 
@@ -195,6 +209,7 @@ def render(page: str, results: Mapping[str, Published]) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     disk.write_atomically(PAGE, render(PAGE.read_text(encoding="utf-8"), read_results()))
 
 
