@@ -1,4 +1,4 @@
-"""The command `prepare`: raw parallel text to DATA/CORPUS with cleaned text, sub-word models and binary files.
+"""Prepare a corpus, DATA/CORPUS with cleaned text, sub-word models and binary files: `recipes/prepare.sh CORPUS`.
 
 Every input is read and checked before anything is written. The corpus is built in a hidden folder beside its final
 place and renamed when it is complete. The same inputs and settings give the same bytes.
@@ -7,9 +7,10 @@ place and renamed when it is complete. The same inputs and settings give the sam
 import argparse
 import errno
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_compat.errors import main
+from fairseq_compat import errors
 from recipes.cli.arguments import Parser
 from recipes.config.corpora import CorpusSettings, load_corpus
 from recipes.config.schema import FOLDER_NAME, RECIPES
@@ -18,8 +19,9 @@ from recipes.data.sources import SPLITS, CorpusRequest
 from thoth_core.errors import UserError, end_as_by_ctrl_c
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """The options of recipes/prepare.sh."""
+    prepare = Parser(
         prog="recipes/prepare.sh",
         allow_abbrev=False,
         description="Clean parallel text, learn a sub-word segmentation from its training part, and binarise it for "
@@ -32,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(sorted(path.stem for path in (RECIPES / "corpora").glob("*.yaml")))
-    option = parser.add_argument
+    option = prepare.add_argument
     option("corpus", metavar="CORPUS", help=f"{known}, or the path of a corpus file (.yaml)")
     option(
         "--from",
@@ -70,7 +72,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--max-ratio", metavar="X", type=float, help="maximum ratio of the two lengths of a training pair")
     option("--no-language-check", action="store_true", help="accept text that does not look like its language")
     option("--force", action="store_true", help="build the corpus again although it is there")
-    return parser.parse_args(arguments)
+    return prepare
 
 
 def _folder(text: str) -> Path:
@@ -175,10 +177,12 @@ REMEDIES = {
 }
 
 
-def cli() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """The command; `words` are its arguments instead of the process's."""
     end_as_by_ctrl_c()
+    arguments = parser().parse_args(words)
     try:
-        preparation(parse()).run()
+        preparation(arguments).run()
     except OSError as error:
         if error.errno is None:
             raise
@@ -187,4 +191,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    main(cli)
+    errors.main(main)

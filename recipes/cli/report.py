@@ -1,4 +1,4 @@
-"""recipes/report.sh: write one HTML page about evaluations of the same test set."""
+"""Write one HTML page about evaluations of the same test set: `recipes/report.sh RUN...`."""
 
 import argparse
 import shlex
@@ -22,6 +22,7 @@ SENTENCES = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of recipes/report.sh."""
     options = Parser(
         prog="recipes/report.sh",
         allow_abbrev=False,
@@ -116,8 +117,9 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return 0
 
 
-def main() -> int:
-    words = sys.argv[1:]
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; `words` are its arguments instead of the process's."""
+    words = sys.argv[1:] if words is None else words
     arguments = parser().parse_args(words)
     with disk.disk_errors(Path()), messages.quiet_libraries():
         return report(arguments, ["recipes/report.sh", *words])

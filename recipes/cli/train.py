@@ -1,4 +1,4 @@
-"""Train a model on a prepared corpus: `python -m recipes.cli.train CORPUS MODEL` (recipes/train.sh).
+"""Train a model on a prepared corpus: `recipes/train.sh CORPUS MODEL`.
 
 Called again, it resumes from the last checkpoint; the result is the same, bit for bit, as without interruption.
 """
@@ -22,7 +22,7 @@ from thoth_core.errors import UserError, end_as_by_ctrl_c
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command's own options."""
+    """The options of recipes/train.sh."""
     train = Parser(
         prog="recipes/train.sh",
         allow_abbrev=False,
@@ -110,10 +110,10 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
     print(f"Score it with: {evaluate}")
 
 
-def main() -> None:
-    """The command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """The command; `words` are its arguments instead of the process's."""
     end_as_by_ctrl_c()
-    words = sys.argv[1:]
+    words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     arguments = parser().parse_args(words[:split])
     with disk.disk_errors(arguments.runs):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from recipes.cli.prepare import parse, preparation
+from recipes.cli.prepare import parser, preparation
 from recipes.config.corpora import load_corpus
 from recipes.config.schema import RECIPES
 from recipes.data import sources
@@ -102,12 +102,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(*arguments: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What prepare.sh with these arguments reads."""
-    request = preparation(parse([*arguments])).request
+    request = preparation(parser().parse_args([*arguments])).request
     return sources.read(sources.locate(request), request)
 
 
 def prepare(arguments: list[str]) -> None:
-    preparation(parse(arguments)).run()
+    preparation(parser().parse_args(arguments)).run()
 
 
 def lines(path: Path) -> list[str]:
@@ -275,7 +275,7 @@ def test_validation_from_the_training_text_of_any_reader(work: Path, every: int)
         f"valid: {{every: {every}}}\nsubwords: {{vocab_size: 60}}\n"
     )
     raw, _ = read("plain.yaml")
-    splits = clean(raw, preparation(parse(["plain.yaml"])).request.settings)
+    splits = clean(raw, preparation(parser().parse_args(["plain.yaml"])).request.settings)
     kept = [(sentence("de", 1, number), sentence("en", 1, number)) for number in range(1, 40) if number % 10]
     assert splits.text["valid"] == [pair for number, pair in enumerate(kept, 1) if number % every == 0]
     assert splits.text["train"] == [pair for number, pair in enumerate(kept, 1) if number % every]
