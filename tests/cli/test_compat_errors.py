@@ -253,10 +253,10 @@ def test_drop_ins_for_fairseq_s_other_commands(tmp_path: Path, tiny_corpus: Path
     save = ["--save-dir", tmp_path, "--max-update", 1]
     assert run(tmp_path / "log", "fairseq_compat.train", tiny_corpus, *TINY, *save).status == 0
     program = f"fairseq_compat.{command}"
-    common = [tiny_corpus, "--task", "translation", "--cpu", "--path"]
-    done = run(tmp_path / "log", program, *common, tmp_path / "checkpoint_last.pt",
-               *(["--input", tiny_corpus.parent / "tiny_text/test.de"] if command == "interactive" else []),
-               *(["--valid-subset", "valid", "--batch-size", 8] if command == "validate" else []))  # fmt: skip
+    own = ["--valid-subset", "valid", "--batch-size", 8] if command == "validate" else []
+    common = [tiny_corpus, "--task", "translation", "--cpu", *own, "--path"]
+    text = ["--input", tiny_corpus.parent / "tiny_text/test.de"] if command == "interactive" else []
+    done = run(tmp_path / "log", program, *common, tmp_path / "checkpoint_last.pt", *text)
     assert done.status == 0, done.output
     assert "UserWarning" not in done.output
     missing = run(tmp_path / "log", program, *common, tmp_path / "no.pt")
