@@ -126,7 +126,9 @@ def open_corpus(argument: str, data: Path) -> Corpus:
     if not (folder / RECORD).is_file():
         raise UserError(f"{folder}: no prepared corpus here; build it with: {_prepare_call(argument, data)}")
     remedy = _prepare_again(argument, data)
-    corpus = Corpus(argument, folder, CorpusRecord.read(folder / RECORD, remedy=remedy))
+    # Preparing does not replace a folder without a readable record: it could be anything.
+    without_record = f"remove the folder, and {remedy}"
+    corpus = Corpus(argument, folder, CorpusRecord.read(folder / RECORD, remedy=without_record))
     needed = [corpus.dictionary(language) for language in corpus.languages]
     for split in ("train", "valid"):
         for language in corpus.languages:

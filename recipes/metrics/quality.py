@@ -69,11 +69,16 @@ def metrics_for(language: str, *, lowercase: bool = False) -> dict[str, Any]:
         raise UserError(f"sacreBLEU's tokeniser for {language}: {str(error).splitlines()[0]}") from None
 
 
+class SignatureError(UserError):
+    """A text that is not a signature of sacreBLEU."""
+
+
 def metrics_of(signatures: Mapping[str, str]) -> dict[str, Any]:
     """sacreBLEU's metrics with the settings in `signatures` (by the names in TITLES), whatever version these name.
 
     Raises:
-        UserError: a signature is not one of these metrics with one reference.
+        SignatureError: a signature is not one of these metrics with one reference.
+        UserError: the package of a tokeniser is missing.
     """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
@@ -104,7 +109,7 @@ def metrics_of(signatures: Mapping[str, str]) -> dict[str, Any]:
                     case_sensitive=not lowercase,
                 )
         except (KeyError, ValueError, AssertionError):
-            raise UserError(f"{signature!r} is not a signature of sacreBLEU's {TITLES[name]}") from None
+            raise SignatureError(f"{signature!r} is not a signature of sacreBLEU's {TITLES[name]}") from None
         except (RuntimeError, ImportError) as error:
             raise UserError(f"sacreBLEU's tokeniser for {signature}: {str(error).splitlines()[0]}") from None
     return metrics

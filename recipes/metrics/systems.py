@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.metrics import quality, results, sentences
+from recipes.metrics.quality import SignatureError
 from recipes.metrics.results import Score, TranslationScores
 from recipes.metrics.sentences import Sentence
 from thoth_core.errors import UserError
@@ -82,6 +83,10 @@ def open_system(path: Path) -> System:
     scores = results.read(folder / results.NAME)
     if not isinstance(scores, TranslationScores):
         raise UserError(f"{folder}: evaluation of a language model, which has no translations; give translation models")
+    try:
+        quality.metrics_of(scores.signatures)
+    except SignatureError as error:
+        raise UserError(f"{folder / results.NAME}: {error}; {results.AGAIN}") from None
     return System(str(path), folder, scores, sentences.read(folder, scores.sentences))
 
 

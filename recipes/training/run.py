@@ -96,7 +96,9 @@ class Run:
     @property
     def start_again(self) -> str:
         """The remedy for a damaged record."""
-        call = shlex.join(["recipes/train.sh", self.folder.parent.name, self.folder.name, "--force"])
+        runs = self.folder.parent.parent
+        folder = [] if runs == Path("runs") else ["--runs", str(runs)]
+        call = shlex.join(["recipes/train.sh", self.folder.parent.name, self.folder.name, *folder, "--force"])
         return f"start the training again with: {call}"
 
     def has_checkpoint(self) -> bool:
@@ -136,7 +138,7 @@ class Run:
                 event = events.parse(line)
             except ValidationError as error:
                 problem = f"{self.progress_path}: line {number}: {first_problem(error)}"
-                raise UserError(f"{problem}; {self.start_again}") from None
+                raise UserError(f"{problem}; remove this line, or {self.start_again}") from None
             if event is not None:
                 reported.append(event)
         return events.remaining(reported)

@@ -321,6 +321,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "another document": (sentence("document", "8"), ["sentence 5", "another document"]),
     "another tokeniser": (signature("bleu", "tok:13a", "tok:intl"), ["tok:intl", "tok:13a", "score both alike"]),
     "another version": (signature("ter", "version:2", "version:1"), ["TER has the signature", "version:1"]),
+    "no signature": (signature("bleu", "tok:13a", "t"), ["scores.json: ", "not a signature", "recipes/evaluate.sh"]),
     "another case": (signature("chrf", "case:mixed", "case:lc"), ["chrF2 has the signature", "case:lc"]),
 }  # fmt: skip
 

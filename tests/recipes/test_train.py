@@ -380,7 +380,7 @@ def test_a_run_of_an_old_version_with_a_damaged_record_names_the_command(copied:
     path.write_text(json.dumps({**json.loads(path.read_text()), "threads": "two"}))
     before = files(copied)
     done = recipe("train", "toy", mini, "--data", data, "--runs", copied, "--cpu")
-    refused(done, "run.json: field threads", "recipes/train.sh toy mini --force")
+    refused(done, "run.json: field threads", f"recipes/train.sh toy mini --runs {copied} --force")
     assert files(copied) == before
 
 
@@ -467,6 +467,8 @@ def test_broken_corpora_are_refused(kind: str, data: Path, mini: Path, tmp_path:
     name = broken_corpus(kind, tmp_path / "data/toy")
     done = recipe("train", "toy", mini, "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--cpu")
     refused(done, name, "recipes/prepare.sh", "--force")
+    # Preparing does not replace a folder that has no readable corpus.json.
+    assert ("remove the folder" in done.stderr) == (name == "corpus.json")
     assert not (tmp_path / "runs").exists()
 
 

@@ -62,7 +62,9 @@ def test_a_wrong_event_is_refused_by_its_line(line: str, field: str, tmp_path: P
     run = Run(tmp_path / "toy/mini")
     run.create()
     run.progress_path.write_text('{"kind": "parameters", "count": 1}\n' + line + "\n")
-    with pytest.raises(UserError, match=rf"progress.jsonl: line 2: .*{field}.*recipes/train.sh toy mini --force"):
+    with pytest.raises(
+        UserError, match=rf"progress.jsonl: line 2: .*{field}.*; remove this line, or .*train.sh toy mini"
+    ):
         run.figures()
 
 

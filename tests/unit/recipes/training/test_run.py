@@ -55,7 +55,8 @@ def test_the_call_that_continues_has_no_force(run: Run) -> None:
 )  # fmt: skip
 def test_a_damaged_record_is_refused_with_the_command_that_starts_again(text: str, words: str, run: Run) -> None:
     run.record_path.write_text(text)
-    with pytest.raises(UserError, match=rf"run.json: .*{words}.*: recipes/train.sh toy mini --force"):
+    runs = run.folder.parent.parent
+    with pytest.raises(UserError, match=rf"run.json: .*{words}.*: recipes/train.sh toy mini --runs {runs} --force"):
         run.record()
 
 
