@@ -67,8 +67,8 @@ def make_plan(arguments: argparse.Namespace, extra: Sequence[str]) -> Plan:
     options = option_layers.merged_options(model, corpus.name, extra, device=chosen.kind)
     if arguments.minutes is not None:
         options["minutes"] = arguments.minutes
-    if fairseq_options.is_language_model(options) and not (corpus.alone / "dict.txt").is_file():
-        raise UserError(f"{corpus.alone}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
+    if fairseq_options.is_language_model(options) and not (corpus.monolingual / "dict.txt").is_file():
+        raise UserError(f"{corpus.monolingual}: missing (the corpus is of an earlier version); {corpus.prepare_again}")
     run = Run(arguments.runs / corpus.name / model.name)
     plan = Plan(model, corpus, run, options, chosen, arguments.seed, hydra=arguments.hydra)
     fairseq_options.check_limits(plan.limits)
@@ -106,7 +106,7 @@ def train(arguments: argparse.Namespace, extra: Sequence[str], call: Sequence[st
         else:
             session.train(plan, call, earlier, lock)
     where = {"data": arguments.data, "runs": arguments.runs}
-    evaluate = commands.same_run("recipes/evaluate.sh", corpus=arguments.corpus, model=arguments.model, **where)
+    evaluate = commands.recipe_call("recipes/evaluate.sh", corpus=arguments.corpus, model=arguments.model, **where)
     print(f"Score it with: {evaluate}")
 
 

@@ -240,12 +240,12 @@ def _run(command: list[str], folder: Path, lock: Lock) -> None:
 
 def _link_side(folder: Path, pair: str, language: str) -> None:
     """Link folder/LANGUAGE to one side alone, by the names that fairseq's language_modeling task expects."""
-    alone = folder / language
-    alone.mkdir()
+    monolingual = folder / language
+    monolingual.mkdir()
     for path in sorted(folder.glob(f"*.{pair}.{language}.*")):
         split, end = path.name.split(".")[0], path.suffix
-        _link(path, alone / f"{split}{end}")
-    _link(folder / f"dict.{language}.txt", alone / "dict.txt")
+        _link(path, monolingual / f"{split}{end}")
+    _link(folder / f"dict.{language}.txt", monolingual / "dict.txt")
 
 
 def _link(path: Path, copy: Path) -> None:

@@ -73,7 +73,7 @@ class Corpus:
         return self.bin / f"dict.{language}.txt"
 
     @property
-    def alone(self) -> Path:
+    def monolingual(self) -> Path:
         """The target language's files of `bin`, by the names that fairseq's language_modeling task expects."""
         return self.bin / self.target
 

@@ -145,7 +145,7 @@ def load_model(
     configuration: Any = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
     with open_dict(configuration):
         if is_language_model(state):
-            configuration.task.data = str(corpus.alone)
+            configuration.task.data = str(corpus.monolingual)
         else:
             configuration.task.data = str(corpus.bin)
             configuration.task.source_lang, configuration.task.target_lang = corpus.source, corpus.target

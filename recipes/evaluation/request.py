@@ -88,4 +88,4 @@ class Request:
 
     def run_command(self, script: str) -> str:
         """The command line of another recipe for the same corpus, model and folders."""
-        return commands.same_run(script, corpus=self.corpus, model=self.model, data=self.data, runs=self.runs)
+        return commands.recipe_call(script, corpus=self.corpus, model=self.model, data=self.data, runs=self.runs)

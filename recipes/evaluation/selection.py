@@ -158,8 +158,8 @@ def files_of(corpus: Corpus, split: str) -> list[str]:
     models = {path.relative_to(corpus.folder).as_posix() for path in corpus.subword_files}
     dictionaries = {f"bin/dict.{language}.txt" for language in corpus.languages}
     texts = {f"text/{split}.{name}" for name in (*corpus.languages, "docs")}
-    alone = corpus.alone.relative_to(corpus.folder).as_posix()
-    monolingual = {f"{alone}/{name}" for name in ("dict.txt", f"{split}.bin", f"{split}.idx")}
+    folder = corpus.monolingual.relative_to(corpus.folder).as_posix()
+    monolingual = {f"{folder}/{name}" for name in ("dict.txt", f"{split}.bin", f"{split}.idx")}
     return sorted(models | dictionaries | texts | monolingual)
 
 

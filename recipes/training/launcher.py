@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception)\b")
 
 INTERVAL = 0.1  # seconds between two looks at the reported events
+LINES_KEPT = 200  # of what a training printed last, to find the cause of a crash in
 
 
 def command_line(module: str, arguments: Sequence[str], devices: Devices) -> list[str]:
@@ -201,18 +203,34 @@ def cause(lines: Sequence[str]) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def _exceptions(lines: Sequence[str]) -> list[str]:
+def _exceptions(lines: Iterable[str]) -> list[str]:
     """The last lines of tracebacks, without torchrun's own ChildFailedError, which follows the worker's exception."""
     return [line.strip() for line in lines if _EXCEPTION.match(line) and "ChildFailedError" not in line]
 
 
-def failure(status: int, errors: Sequence[str], lines: Sequence[str]) -> str:
-    """Why a training ended with `status` other than 0, from the errors that it reported and the lines it printed."""
-    causes = [error for error in errors if error != ANOTHER_PROCESS]
-    if causes:
-        return causes[0]  # the others may be consequences, in other processes
-    if status < 0:
-        return f"ended by signal {-status}"
-    if exceptions := _exceptions(lines):  # of a process that crashed; one that was killed prints none
-        return exceptions[-1]
-    return errors[0] if errors else cause(lines)
+class Symptoms:
+    """What is kept of a training's output to find the cause of a failure: its last lines, and its errors."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._errors: list[str] = []
+
+    def add_line(self, line: str) -> None:
+        """Note a line that the training printed."""
+        self._lines.append(line)
+
+    def add_event(self, event: events.AnyEvent) -> None:
+        """Note an event that the training reported; only errors count."""
+        if isinstance(event, events.Error):
+            self._errors.append(event.message)
+
+    def cause(self, status: int) -> str:
+        """Why the training ended with `status` other than 0."""
+        causes = [error for error in self._errors if error != ANOTHER_PROCESS]
+        if causes:
+            return causes[0]  # the others may be consequences, in other processes
+        if status < 0:
+            return f"ended by signal {-status}"
+        if exceptions := _exceptions(self._lines):  # of a process that crashed; one that was killed prints none
+            return exceptions[-1]
+        return self._errors[0] if self._errors else cause(list(self._lines))

@@ -13,6 +13,7 @@ from pathlib import Path
 from fairseq_compat import events
 from recipes.training import launcher
 from recipes.training.fairseq_options import LIMITS
+from recipes.training.launcher import Symptoms
 from recipes.training.plan import Plan
 from recipes.training.run import Run
 from thoth_core.errors import UserError
@@ -49,15 +50,13 @@ def measure(plan: Plan, updates: int) -> Measurement:
     Raises:
         UserError: the training fails.
     """
-    recent: list[str] = []
-    errors: list[str] = []
+    symptoms = Symptoms()
     moments: dict[int, float] = {}  # seconds of training by update
     free: list[float] = []  # GB on the first GPU
 
     def on_event(event: events.AnyEvent) -> None:
-        if isinstance(event, events.Error):
-            errors.append(event.message)
-        elif isinstance(event, events.Figures) and event.kind == "train" and event.seconds is not None:
+        symptoms.add_event(event)
+        if isinstance(event, events.Figures) and event.kind == "train" and event.seconds is not None:
             moments[event.updates] = event.seconds
             if "gb_free" in (event.model_extra or {}):
                 free.append((event.model_extra or {})["gb_free"])
@@ -71,12 +70,12 @@ def measure(plan: Plan, updates: int) -> Measurement:
             threads=plan.threads,
             lock=None,
             report=trial.run.progress_path,
-            on_line=recent.append,
+            on_line=symptoms.add_line,
             on_event=on_event,
         )
     print(file=sys.stderr)
     if status != 0:
-        raise UserError(f"measuring stopped: {launcher.failure(status, errors, recent[-200:])}")
+        raise UserError(f"measuring stopped: {symptoms.cause(status)}")
     timed = [(seconds, update) for update, seconds in sorted(moments.items()) if update > updates // 5]
     steps = [(b - a) / (n - m) for (a, m), (b, n) in itertools.pairwise(timed)]
     if not steps:

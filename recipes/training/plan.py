@@ -57,11 +57,11 @@ class Plan:
 
     def arguments(self) -> list[str]:
         """The arguments of fairseq_compat.train, data folder first."""
-        alone, minutes = self.is_language_model, self.options.get("minutes")
+        monolingual, minutes = self.is_language_model, self.options.get("minutes")
         ours: Options = {
             "user-dir": self.model.plugin,
-            "source-lang": None if alone else self.corpus.source,
-            "target-lang": None if alone else self.corpus.target,
+            "source-lang": None if monolingual else self.corpus.source,
+            "target-lang": None if monolingual else self.corpus.target,
             "save-dir": self.run.checkpoints,
             "seed": self.seed,
             "log-format": "json",
@@ -77,7 +77,7 @@ class Plan:
         theirs = first | {name: value for name, value in self.options.items() if name != "minutes"}
         # A worker process pays only where a GPU waits for data.
         theirs.setdefault("num-workers", 0 if self.devices.kind == "cpu" else 2)
-        data = self.corpus.alone if alone else self.corpus.bin
+        data = self.corpus.monolingual if monolingual else self.corpus.bin
         return [str(data), *fairseq_options.to_arguments(ours), *fairseq_options.to_arguments(theirs)]
 
     def command(self) -> list[str]:

@@ -10,12 +10,11 @@ from fairseq_compat import events
 from recipes.storage import disk, provenance
 from recipes.storage.locks import Lock
 from recipes.training import fairseq_config, launcher
+from recipes.training.launcher import Symptoms
 from recipes.training.plan import Plan, as_typed, differences
 from recipes.training.progress import Progress
 from recipes.training.run import RunRecord
 from thoth_core.errors import Terminated, UserError
-
-LINES_KEPT = 200  # of what the training printed last, to find the cause of a crash in
 
 
 def prepare(plan: Plan, *, force: bool) -> RunRecord | None:
@@ -71,8 +70,7 @@ class Session:
         self.resumes = earlier is not None
         self.record = _record(plan, call, earlier)
         self.progress = Progress(plan.run, plan.limits)
-        self.recent: list[str] = []  # lines that the training printed
-        self.errors: list[str] = []  # that it reported
+        self.symptoms = Symptoms()
         self.limit: str | None = None  # that ended it
 
     def train(self, lock: Lock) -> None:
@@ -111,12 +109,12 @@ class Session:
         self.log.write(f"# {self.record.call}\n# {self.record.command}\n")
 
     def _on_line(self, line: str) -> None:
-        self.recent.append(line)
-        del self.recent[:-LINES_KEPT]
+        self.symptoms.add_line(line)
         self.log.write(line + "\n")
         self.log.flush()
 
     def _on_event(self, event: events.AnyEvent) -> None:
+        self.symptoms.add_event(event)
         match event:
             case events.Figures():
                 self._say(self.progress.add(event))
@@ -132,8 +130,6 @@ class Session:
                 self._say(f"resumed from {checkpoint}: epoch {epoch}, {updates:,} updates")
             case events.Ended(reason=reason):
                 self.limit = reason
-            case events.Error(message=message):
-                self.errors.append(message)
 
     def _say(self, text: str) -> None:
         """Print to the user and the log."""
@@ -144,7 +140,7 @@ class Session:
     def _finish(self, status: int) -> None:
         why = None
         if status != 0:
-            why = f"training stopped: {launcher.failure(status, self.errors, self.recent)}"
+            why = f"training stopped: {self.symptoms.cause(status)}"
         elif not self.run.has_checkpoint():
             why = "training ended without a checkpoint"
         elif self.limit is None:
@@ -220,8 +216,7 @@ def join(plan: Plan) -> None:
           flush=True)  # fmt: skip
     if plan.hydra:
         disk.write_atomically(plan.configuration_path, plan.configuration())
-    recent: list[str] = []
-    errors: list[str] = []
+    symptoms = Symptoms()
     path = run.folder / f"train-{machines.rank}.log"
     with (
         run.lock(machines.rank) as lock,
@@ -230,18 +225,15 @@ def join(plan: Plan) -> None:
     ):
 
         def on_line(line: str) -> None:
-            recent.append(line)
-            del recent[:-LINES_KEPT]
+            symptoms.add_line(line)
             log.write(line + "\n")
             log.flush()
 
-        def on_event(event: events.AnyEvent) -> None:
-            if isinstance(event, events.Error):
-                errors.append(event.message)
-
         log.write(f"# {as_typed(command)}\n")
         report = Path(scratch) / "events.jsonl"
-        status = launcher.run(command, threads=threads, lock=lock, report=report, on_line=on_line, on_event=on_event)
+        status = launcher.run(
+            command, threads=threads, lock=lock, report=report, on_line=on_line, on_event=symptoms.add_event
+        )
     if status != 0:
-        raise UserError(f"training stopped: {launcher.failure(status, errors, recent)} (log: {path})")
+        raise UserError(f"training stopped: {symptoms.cause(status)} (log: {path})")
     print("Finished.")

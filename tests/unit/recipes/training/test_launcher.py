@@ -18,6 +18,16 @@ def run(code: str, report: Path) -> tuple[int, list[str], list[events.AnyEvent]]
     return status, lines, reported
 
 
+def failure(status: int, errors: list[str], lines: list[str]) -> str:
+    """The cause that a training's errors and lines show."""
+    symptoms = launcher.Symptoms()
+    for message in errors:
+        symptoms.add_event(events.Error(kind="error", message=message))
+    for line in lines:
+        symptoms.add_line(line)
+    return symptoms.cause(status)
+
+
 def test_lines_and_events_arrive(tmp_path: Path) -> None:
     """Also those that are reported last, and none that stood in the file before."""
     report = tmp_path / "progress.jsonl"
@@ -43,16 +53,16 @@ def test_a_training_whose_launcher_is_gone_does_not_start() -> None:
 def test_a_signal_is_a_negative_status(tmp_path: Path) -> None:
     status, _, _ = run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path / "events")
     assert status == -9
-    assert launcher.failure(status, [], ["last words"]) == "ended by signal 9"
+    assert failure(status, [], ["last words"]) == "ended by signal 9"
     assert not os.path.exists(tmp_path / "events")
 
 
 def test_the_first_reported_error_is_the_cause() -> None:
-    assert launcher.failure(1, ["--lr is 1 in process 1", "another process ended"], ["KeyError: 1"]).startswith("--lr")
+    assert failure(1, ["--lr is 1 in process 1", "another process ended"], ["KeyError: 1"]).startswith("--lr")
     torchrun = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
     crash = ["[rank0]: KeyError: 1", f"error: {ANOTHER_PROCESS}", torchrun]
-    assert launcher.failure(1, [ANOTHER_PROCESS], crash) == "[rank0]: KeyError: 1"
-    assert launcher.failure(1, [ANOTHER_PROCESS], [f"error: {ANOTHER_PROCESS}", torchrun]) == ANOTHER_PROCESS
+    assert failure(1, [ANOTHER_PROCESS], crash) == "[rank0]: KeyError: 1"
+    assert failure(1, [ANOTHER_PROCESS], [f"error: {ANOTHER_PROCESS}", torchrun]) == ANOTHER_PROCESS
 
 
 def test_the_cause_of_a_failure_is_found() -> None:
