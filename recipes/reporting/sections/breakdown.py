@@ -21,6 +21,8 @@ class PartRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BreakdownSection(Section):
+    """A table of the parts, and a chart of the lengths."""
+
     template: str = "breakdown.html.jinja"
     heading: str
     rows: list[PartRow]
@@ -39,6 +41,7 @@ def _parts(rows: Sequence[breakdown.Part], origin: str) -> list[PartRow]:
 
 
 def length_section(comparison: Comparison) -> BreakdownSection:
+    """BLEU by the length of the source."""
     rows, unit = comparison.by_length, f"{comparison.length_unit} of the source"
     chart = charts.bar_chart(
         [row.part for row in rows],

@@ -28,6 +28,8 @@ class CostRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CostSection(Section):
+    """A row for each system; `ensembles` says whether one of them is an ensemble."""
+
     id: str = "cost"
     title: str = "Speed and cost"
     template: str = "cost.html.jinja"
@@ -36,6 +38,7 @@ class CostSection(Section):
 
 
 def cost_section(systems: Sequence[SystemData]) -> CostSection:
+    """The section for all systems."""
     rows = [_cost(system) for system in systems]
     return CostSection(rows=rows, ensembles=any(system.scores.ensemble for system in systems))
 

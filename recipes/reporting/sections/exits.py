@@ -47,6 +47,8 @@ class SentenceWithExits:
 
 @dataclass(frozen=True, kw_only=True)
 class ExitsSection(Section):
+    """Counts by exit, of `blocks` exits, and some sentences with the exits of their tokens."""
+
     id: str = "exits"
     title: str = "Exits"
     template: str = "exits.html.jinja"

@@ -19,6 +19,8 @@ class ProvenanceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ProvenanceSection(Section):
+    """The facts about each system, and the command that made the page."""
+
     id: str = "provenance"
     title: str = "How it was measured"
     template: str = "provenance.html.jinja"
