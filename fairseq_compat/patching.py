@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# On each patched class or module: the names that were replaced. Another package may wrap the same function afterwards,
-# so the function itself does not show whether ours is inside it.
+# On each patched class or module: the replaced names, each with the function that made the replacement. Several
+# packages may wrap one function, so neither its name nor the function itself shows whether a given wrapper is inside.
 RECORD = "_fairseq_compat_replaced"
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Set `owner.name` to `make(original)`, unless that was done before.
+    """Set `owner.name` to `make(original)`, unless the same `make` has replaced it before.
 
     Args:
         owner: a class or module of fairseq.
@@ -19,10 +19,11 @@ def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """
     if RECORD not in vars(owner):
         setattr(owner, RECORD, set())
-    replaced: set[str] = vars(owner)[RECORD]
-    if name not in replaced:
+    replaced: set[tuple[str, str]] = vars(owner)[RECORD]
+    key = (name, f"{make.__module__}.{make.__qualname__}")
+    if key not in replaced:
         setattr(owner, name, make(getattr(owner, name)))
-        replaced.add(name)
+        replaced.add(key)
 
 
 @contextlib.contextmanager

@@ -38,3 +38,14 @@ def test_a_replacement_for_a_while() -> None:
     with patching.replaced(owner, "f", 2):
         assert owner.f == 2
     assert owner.f == 1
+
+
+def test_two_packages_wrap_the_same_function() -> None:
+    def thrice(function: Callable[[int], int]) -> Callable[[int], int]:
+        return lambda x: 3 * function(x)
+
+    owner = SimpleNamespace(f=lambda x: x + 1)
+    for _ in range(2):
+        patching.replace(owner, "f", twice)
+        patching.replace(owner, "f", thrice)
+    assert owner.f(1) == 12
